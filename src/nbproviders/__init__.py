@@ -1,0 +1,110 @@
+"""Pick a model in a notebook, keep it resident from cell to cell, compare models inline.
+
+>>> import nbproviders as nbp
+>>> with nbp.model("echo:echo") as m:
+...     m.generate("hello")
+'hello'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbproviders.authoring.provider import ModelHandle, ModelProvider
+    from nbproviders.authoring.resident import ResidentProvider
+    from nbproviders.authoring.weights import WeightsProvider
+    from nbproviders.catalog.aliases import alias
+    from nbproviders.comparison.comparison import Comparison
+    from nbproviders.comparison.run import compare, compare_sync
+    from nbproviders.comparison.scorers import contains, exact_match, regex_match
+    from nbproviders.core.client import Client, SyncClient
+    from nbproviders.core.completion import Chunk, Completion, Usage
+    from nbproviders.core.params import GenerationParams
+    from nbproviders.core.spec import ModelSpec, ResourceKey
+    from nbproviders.errors import (
+        AuthenticationError,
+        ClosedError,
+        ConfigurationError,
+        InsufficientMemoryError,
+        InvalidRequestError,
+        ModelAccessError,
+        ProviderError,
+        RateLimitError,
+        ServiceUnavailableError,
+        TimeoutError,
+        UnsupportedError,
+    )
+    from nbproviders.ipython import load_ipython_extension
+    from nbproviders.registry import (
+        create_provider,
+        list_available,
+        load_provider,
+        model,
+        register_provider,
+        unregister_provider,
+    )
+    from nbproviders.session import events, load, load_sync, residents, unload, unload_all
+    from nbproviders.widgets.picker import ModelPicker
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Resolved on first use (PEP 562): importing this package imports nothing else.
+_HOMES = {
+    "authoring.provider": ("ModelHandle", "ModelProvider"),
+    "authoring.resident": ("ResidentProvider",),
+    "authoring.weights": ("WeightsProvider",),
+    "catalog.aliases": ("alias",),
+    "comparison.comparison": ("Comparison",),
+    "comparison.run": ("compare", "compare_sync"),
+    "comparison.scorers": ("contains", "exact_match", "regex_match"),
+    "core.client": ("Client", "SyncClient"),
+    "core.completion": ("Chunk", "Completion", "Usage"),
+    "core.params": ("GenerationParams",),
+    "core.spec": ("ModelSpec", "ResourceKey"),
+    "errors": (
+        "AuthenticationError",
+        "ClosedError",
+        "ConfigurationError",
+        "InsufficientMemoryError",
+        "InvalidRequestError",
+        "ModelAccessError",
+        "ProviderError",
+        "RateLimitError",
+        "ServiceUnavailableError",
+        "TimeoutError",
+        "UnsupportedError",
+    ),
+    "ipython": ("load_ipython_extension",),
+    "registry": (
+        "create_provider",
+        "list_available",
+        "load_provider",
+        "model",
+        "register_provider",
+        "unregister_provider",
+    ),
+    "session": ("events", "load", "load_sync", "residents", "unload", "unload_all"),
+    "widgets.picker": ("ModelPicker",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_SUBMODULES = frozenset({"abc", "demo", "errors"})
+
+__all__ = [  # noqa: PLE0604  # one table says where each name lives
+    *sorted(_HOME_OF),
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        found = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        globals()[name] = found
+        return found
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -1,0 +1,44 @@
+"""The names a provider's author needs, in one place."""
+
+from __future__ import annotations
+
+import logging
+
+from nbproviders.authoring.adapted import adapt
+from nbproviders.authoring.options import Option
+from nbproviders.authoring.provider import ModelHandle, ModelProvider
+from nbproviders.authoring.resident import ResidentProvider
+from nbproviders.authoring.weights import WeightsProvider
+from nbproviders.core.completion import Chunk, Completion, Finish, Usage
+from nbproviders.core.model import Model, ModelInfo, Stream
+from nbproviders.core.params import GenerationParams, Message, Request, as_request
+from nbproviders.core.spec import ModelSpec, ResourceKey
+from nbproviders.residency.entry import Progress
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "Finish",
+    "GenerationParams",
+    "Message",
+    "Model",
+    "ModelHandle",
+    "ModelInfo",
+    "ModelProvider",
+    "ModelSpec",
+    "Option",
+    "Progress",
+    "Request",
+    "ResidentProvider",
+    "ResourceHandle",
+    "ResourceKey",
+    "Stream",
+    "Usage",
+    "WeightsProvider",
+    "adapt",
+    "as_request",
+    "logger",
+]
+
+logger = logging.getLogger("nbproviders")
+ResourceHandle = ModelHandle

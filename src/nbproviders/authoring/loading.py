@@ -1,0 +1,117 @@
+"""How the residency loads what a provider describes: by its `setup`, or by its `load`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nbproviders.authoring.adapted import adapt
+from nbproviders.core.model import Model, ModelInfo, Stream
+from nbproviders.core.params import Messages, Request
+from nbproviders.core.spec import ModelSpec, ResourceKey
+from nbproviders.errors import ProviderError
+from nbproviders.residency.entry import Progress
+from nbproviders.runtimes.threads import Worker
+
+if TYPE_CHECKING:
+    from nbproviders.authoring.provider import ModelHandle, ModelProvider
+    from nbproviders.authoring.resident import ResidentProvider
+
+
+class ResourceLoader:
+    """Loads by a provider's own `setup`, on the engine's loop; closing is its `teardown`."""
+
+    def __init__(self, provider: ModelProvider, spec: ModelSpec, key: ResourceKey) -> None:
+        self._provider, self.spec, self.key = provider, spec, key
+
+    async def estimate(self) -> Mapping[str, int]:
+        """Nothing is known of what an author's setup takes."""
+        return {}
+
+    async def load(self, progress: Progress) -> Model:
+        """Call `setup` once and adapt what its handle holds."""
+        from nbproviders.authoring.provider import ModelHandle, managed
+
+        progress.phase = "setting up"
+        token = managed.set(True)
+        try:
+            handle = await self._provider.setup(self.spec.model, **self.key.values)
+        finally:
+            managed.reset(token)
+        if not isinstance(handle, ModelHandle) and not (
+            hasattr(handle, "model") and hasattr(handle, "teardown")
+        ):
+            raise ProviderError(
+                f"{type(self._provider).__name__}.setup returned {type(handle).__name__}, not a "
+                "ModelHandle.",
+                hint="Return ModelHandle(resource_id, model, manager=self).",
+            )
+        return SetUpModel(adapt(handle.model, spec=self.spec.text), handle)
+
+
+class SetUpModel(Model):
+    """A model that an author's `setup` made; closing it tears its handle down."""
+
+    def __init__(self, inner: Model, handle: ModelHandle) -> None:
+        self._inner, self._handle = inner, handle
+        self.info: ModelInfo = inner.info
+
+    def stream(self, request: str | Messages | Request) -> Stream:
+        """The inner model's."""
+        return self._inner.stream(request)
+
+    @property
+    def raw(self) -> object:
+        """The inner model's object."""
+        return self._inner.raw
+
+    async def aclose(self) -> None:
+        """Tear the handle down, once."""
+        from nbproviders.authoring.provider import managed
+
+        token = managed.set(True)
+        try:
+            await self._handle.teardown()
+        finally:
+            managed.reset(token)
+            await self._inner.aclose()
+
+
+class ResidentLoader:
+    """Loads by a provider's `load`, on a thread that the model keeps."""
+
+    def __init__(self, provider: ResidentProvider, spec: ModelSpec, key: ResourceKey) -> None:
+        self._provider, self.spec, self.key = provider, spec, key
+
+    async def estimate(self) -> Mapping[str, int]:
+        """Ask the provider, off the loop: headers are read and libraries imported."""
+        return await asyncio.to_thread(self._provider.estimate, self.key)
+
+    async def load(self, progress: Progress) -> Model:
+        """Run `load` on a new thread. Cancelled, it stops at its next report and leaves nothing."""
+        worker = Worker(self.spec.model.rpartition("/")[2])
+        work = asyncio.ensure_future(
+            worker.run(self._provider.load_spec, self.spec, self.key, progress)
+        )
+        try:
+            model: Model = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            progress.cancel()
+            await _ended(work)
+            await worker.close()
+            raise
+        except BaseException:
+            await worker.close()
+            raise
+        if not worker.claimed:
+            await worker.close()
+        return model
+
+
+async def _ended(work: asyncio.Future[Any]) -> None:
+    """Wait for a thread that was told to stop; close what it loaded all the same."""
+    done, _ = await asyncio.wait({work})
+    for future in done:
+        if not future.cancelled() and future.exception() is None:
+            await future.result().aclose()

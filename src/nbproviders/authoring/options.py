@@ -1,0 +1,102 @@
+"""Load options that a provider declares, and what a user wrote, checked against them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nbproviders.errors import ConfigurationError
+
+CALL_OPTIONS = ("chat", "invariant")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One load option.
+
+    Attributes
+    ----------
+    kinds
+        Types its value may have; int is taken for float, None is always allowed.
+    default
+        Its value if not given.
+    help
+        One line for people.
+    loads
+        Whether it decides what is loaded; if not, it is left out of the key.
+    """
+
+    kinds: tuple[type, ...]
+    default: Any = None
+    help: str = ""
+    loads: bool = True
+
+
+def check(
+    declared: Mapping[str, Option] | None, given: Mapping[str, Any], provider: str
+) -> dict[str, Any]:
+    """Return the values of all declared options, defaults filled in.
+
+    Parameters
+    ----------
+    declared
+        What there is; None takes any option as it comes.
+    given
+        What the user wrote.
+    provider
+        Named in errors.
+
+    Raises
+    ------
+    ConfigurationError
+        For an option that is not declared, or a value of a wrong type.
+    """
+    if declared is None:
+        return dict(given)
+    for name, value in given.items():
+        option = declared.get(name)
+        if option is None:
+            raise ConfigurationError(
+                f"The provider {provider!r} has no option {name!r}.",
+                hint=f"{_near(name, declared)}Its options: "
+                f"{', '.join([*sorted(declared), *CALL_OPTIONS])}.",
+            )
+        if not _fits(value, option.kinds):
+            kinds = " or ".join(kind.__name__ for kind in option.kinds)
+            raise ConfigurationError(
+                f"The option {name}={value!r} of provider {provider!r} must be {kinds}, not "
+                f"{type(value).__name__}.",
+                hint=option.help,
+            )
+    return {name: given.get(name, option.default) for name, option in declared.items()}
+
+
+def _near(name: str, declared: Mapping[str, Option]) -> str:
+    close = difflib.get_close_matches(name, [*declared, *CALL_OPTIONS], 1)
+    return f"Did you mean {close[0]!r}? " if close else ""
+
+
+def _fits(value: Any, kinds: tuple[type, ...]) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
+
+
+def split(given: Mapping[str, Any]) -> tuple[dict[str, Any], bool | None, bool]:
+    """Return load options, and the call options ``chat`` and ``invariant``.
+
+    Raises
+    ------
+    ConfigurationError
+        If a call option is not true or false.
+    """
+    rest = dict(given)
+    chat, invariant = rest.pop("chat", None), rest.pop("invariant", None)
+    for name, value in (("chat", chat), ("invariant", invariant)):
+        if value is not None and not isinstance(value, bool):
+            raise ConfigurationError(f"The option {name}={value!r} must be true or false.")
+    return rest, chat, bool(invariant)

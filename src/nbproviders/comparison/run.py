@@ -1,0 +1,308 @@
+"""Running a comparison: model by model, batched, every failure kept to its own cell."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from nbproviders.comparison import grid
+from nbproviders.comparison import scorers as scoring
+from nbproviders.comparison.comparison import Comparison
+from nbproviders.comparison.grid import Contender, Prompt
+from nbproviders.core import engine
+from nbproviders.core.completion import Completion
+from nbproviders.core.model import Model, generate_all
+from nbproviders.core.params import GenerationParams, Request
+from nbproviders.errors import ConfigurationError, InvalidRequestError, ProviderError, mapped
+
+DEFAULTS = {"temperature": 0.0, "max_tokens": 256}
+_SHOW_AFTER_S = 0.5
+_REFRESH_S = 0.1
+
+Row = dict[str, Any]
+
+
+async def compare(
+    models: Any,
+    prompts: Any,
+    params: GenerationParams | dict[str, Any] | None = None,
+    scorers: Sequence[Callable[..., Any]] | Callable[..., Any] = (),
+    repeats: int = 1,
+    *,
+    progress: bool = True,
+) -> Comparison:
+    """Ask every model every prompt, and return what they said, measured and scored.
+
+    Parameters
+    ----------
+    models
+        References (``"transformers:demo-m"``), clients, handles, or anything with ``generate``.
+    prompts
+        Strings, ``(prompt, expected)`` pairs, dicts or a DataFrame with ``prompt`` and ``expected``.
+    params
+        For all models alike; what is not given is ``temperature=0, max_tokens=256``.
+    scorers
+        Functions of ``(response, expected)``, sync or async, returning a bool or a number.
+    repeats
+        How often each prompt is asked; a given seed is raised by one each time.
+    progress
+        Show a bar if it takes longer than half a second.
+
+    Returns
+    -------
+    Comparison
+        A cell that fails has an ``error``; the others are not touched by it.
+
+    Raises
+    ------
+    InvalidRequestError, ConfigurationError
+        For a grid that cannot be run at all: nothing has run then.
+    """
+    run = Run.of(models, prompts, params, scorers, repeats)
+    began_s = time.perf_counter()
+    with _Bar(run, shown=progress) as bar:
+        for contender in run.in_order():
+            await bar.during(run.model(contender))
+    return run.result(time.perf_counter() - began_s)
+
+
+def compare_sync(
+    models: Any,
+    prompts: Any,
+    params: GenerationParams | dict[str, Any] | None = None,
+    scorers: Sequence[Callable[..., Any]] | Callable[..., Any] = (),
+    repeats: int = 1,
+    *,
+    progress: bool = True,
+    timeout_s: float | None = None,
+) -> Comparison:
+    """The same as `compare`, blocking, for scripts; Ctrl-C ends it."""
+    return engine.default().wait(
+        lambda: compare(models, prompts, params, scorers, repeats, progress=progress), timeout_s
+    )
+
+
+@dataclass
+class Run:
+    """One comparison on its way: the grid, and the rows that are done."""
+
+    contenders: list[Contender]
+    prompts: list[Prompt]
+    params: GenerationParams
+    scorers: dict[str, Callable[..., Any]]
+    repeats: int
+    rows: dict[str, list[Row]]
+    done: int = 0
+
+    @classmethod
+    def of(
+        cls, models: Any, prompts: Any, params: Any, scorers: Any, repeats: int
+    ) -> Run:
+        """Return a checked run."""
+        if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
+            raise InvalidRequestError(f"repeats={repeats!r} must be a whole number, at least 1.")
+        given = GenerationParams(**params) if isinstance(params, dict) else params
+        if given is not None and not isinstance(given, GenerationParams):
+            raise InvalidRequestError(
+                f"params must be GenerationParams or a dict, not {type(given).__name__}."
+            )
+        chosen = GenerationParams(**{**DEFAULTS, **(given.given() if given else {})})
+        found = grid.contenders(models)
+        named = scoring.named(scorers)
+        return cls(
+            found, grid.prompts(prompts), chosen, named, repeats, {one.spec: [] for one in found}
+        )
+
+    @property
+    def total(self) -> int:
+        """Cells in all."""
+        return len(self.contenders) * len(self.prompts) * self.repeats
+
+    def in_order(self) -> list[Contender]:
+        """Return the models in the order to run them: those in memory first, so that they are not
+        evicted for others before their turn."""
+        return sorted(self.contenders, key=lambda one: not _in_memory(one))
+
+    async def model(self, contender: Contender) -> None:
+        """Run all cells of one model, and score them."""
+        requests = self._requests()
+        rows = [
+            self._row(contender, prompt, repeat)
+            for repeat in range(self.repeats)
+            for prompt in self.prompts
+        ]
+        self.rows[contender.spec] = rows
+
+        def on_done(place: int, outcome: Completion | ProviderError) -> None:
+            rows[place].update(_told(outcome))
+            self.done += 1
+
+        try:
+            await engine.default().call(lambda: _generate(contender, requests, on_done))
+        except ProviderError as error:
+            for place, row in enumerate(rows):
+                if row["error"] is None and row["finish"] is None:
+                    on_done(place, error)
+        await self._score(rows)
+
+    def _requests(self) -> list[Request]:
+        asked = []
+        for repeat in range(self.repeats):
+            seed = None if self.params.seed is None else self.params.seed + repeat
+            params = self.params.merged(seed=seed) if repeat else self.params
+            asked += [Request(prompt.prompt, params, whole=True) for prompt in self.prompts]
+        return asked
+
+    def _row(self, contender: Contender, prompt: Prompt, repeat: int) -> Row:
+        return {
+            "spec": contender.spec,
+            "provider": contender.provider_name,
+            "model": contender.model_name,
+            "prompt_id": prompt.place,
+            "prompt": prompt.prompt,
+            "expected": prompt.expected,
+            "repeat": repeat,
+            **_NOTHING,
+            **{f"score_{name}": None for name in self.scorers},
+            **prompt.extra,
+        }
+
+    async def _score(self, rows: list[Row]) -> None:
+        """Score what has no error; a scorer that raises fails its cell alone."""
+        good = [row for row in rows if row["error"] is None]
+        for name, scorer in self.scorers.items():
+            for row in good:
+                try:
+                    row[f"score_{name}"] = await scoring.apply(scorer, row["text"], row["expected"])
+                except Exception as error:  # a user's function; shown in its cell
+                    row["error"] = scoring.explain(name, error)
+
+    def result(self, elapsed_s: float) -> Comparison:
+        """Return what is done, in the order the models were given."""
+        rows = [row for one in self.contenders for row in self.rows[one.spec]]
+        return Comparison(
+            rows,
+            score_names=list(self.scorers),
+            params=self.params.given(),
+            elapsed_s=elapsed_s,
+        )
+
+
+_NOTHING: Row = {
+    "text": None,
+    "finish": None,
+    "error": None,
+    "queue_s": None,
+    "ttft_s": None,
+    "total_s": None,
+    "prompt_tokens": None,
+    "completion_tokens": None,
+    "tokens_per_s": None,
+}
+
+
+def _told(outcome: Completion | ProviderError) -> Row:
+    if isinstance(outcome, ProviderError):
+        return {"error": f"{type(outcome).__name__}: {outcome}"}
+    return {
+        "text": outcome.text,
+        "finish": outcome.finish,
+        "queue_s": outcome.queue_s,
+        "ttft_s": outcome.ttft_s,
+        "total_s": outcome.total_s,
+        "prompt_tokens": outcome.usage.prompt_tokens,
+        "completion_tokens": outcome.usage.completion_tokens,
+        "tokens_per_s": outcome.tokens_per_s,
+    }
+
+
+def _in_memory(contender: Contender) -> bool:
+    return contender.model is not None or (
+        contender.context is not None and contender.context.resident
+    )
+
+
+async def _generate(
+    contender: Contender,
+    requests: list[Request],
+    on_done: Callable[[int, Completion | ProviderError], None],
+) -> None:
+    """Run one model's cells, on the engine."""
+    async with _opened(contender) as model:
+        await generate_all(_Shielded(model), requests, on_done)
+
+
+@asynccontextmanager
+async def _opened(contender: Contender) -> AsyncIterator[Model]:
+    if contender.error is not None:
+        raise contender.error
+    if contender.model is not None:
+        yield contender.model
+        return
+    if contender.context is None:
+        raise ConfigurationError(f"The model {contender.spec!r} cannot be opened.")
+    async with contender.context as client:
+        yield client.waist
+
+
+class _Shielded(Model):
+    """A model whose failures, whatever their kind, are ours: one cell's bug is not another's."""
+
+    def __init__(self, inner: Model) -> None:
+        self._inner = inner
+        self.info = inner.info
+
+    def stream(self, request: Any) -> Any:
+        return self._inner.stream(request)
+
+    async def generate(
+        self, prompt: Any, params: GenerationParams | None = None, **overrides: Any
+    ) -> Completion:
+        with mapped(self.info.spec):
+            return await self._inner.generate(prompt, params, **overrides)
+
+    async def aclose(self) -> None:
+        return None
+
+
+class _Bar:
+    """A progress bar on the caller's loop, shown only if there is something to wait for."""
+
+    def __init__(self, run: Run, *, shown: bool) -> None:
+        self._run, self._shown = run, shown
+        self._began_s = time.perf_counter()
+        self._bar: Any = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._refresh()
+            self._bar.close()
+
+    async def during(self, work: Any) -> None:
+        """Wait for one model's work, keeping the bar up to date."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_REFRESH_S)
+                if self._shown and time.perf_counter() - self._began_s > _SHOW_AFTER_S:
+                    self._refresh()
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        task.result()
+
+    def _refresh(self) -> None:
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=self._run.total, unit="cell", desc="compare", leave=False)
+        self._bar.n = self._run.done
+        self._bar.refresh()
+

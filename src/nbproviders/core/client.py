@@ -1,0 +1,273 @@
+"""What people hold: `Client` (async) and `SyncClient` (blocking), the same calls over one waist.
+
+A client is light: it knows a model by way of its lease and the engine it lives on, and never holds
+weights. So a cell's ``Out``, ``_`` or a traceback that keeps a client keeps no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from nbproviders.core import engine as engines
+from nbproviders.core.completion import Completion
+from nbproviders.core.model import Model, ModelInfo, generate_all
+from nbproviders.core.params import GenerationParams, Messages, Request, as_request
+from nbproviders.core.streams import ClientStream, SyncStream
+from nbproviders.errors import ClosedError, InvalidRequestError, ProviderError, fresh
+
+Prompt = str | Messages | Request
+
+
+class _Held:
+    """What both clients share: a model, a way to give it back, and the refusal after the end."""
+
+    def __init__(
+        self, model: Model, release: Callable[[], object] | None = None, reopen: str = ""
+    ) -> None:
+        self._model = model
+        self._release = release
+        self._reopen = reopen
+        self._engine = engines.default()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of the model: `ModelInfo`."""
+        return self._model.info
+
+    @property
+    def spec(self) -> str:
+        """The model's reference."""
+        return self._model.info.spec
+
+    @property
+    def model(self) -> str:
+        """The model's name, without the provider."""
+        return self.spec.partition(":")[2].partition("?")[0] or self.spec
+
+    @property
+    def raw(self) -> object:
+        """The object underneath, such as a transformers model. It is freed with the model."""
+        return self._open().raw
+
+    @property
+    def waist(self) -> Model:
+        """The model itself, for code that runs on the engine: comparison, routers, widgets."""
+        return self._open()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._release is None
+
+    def close(self) -> None:
+        """Give the model back. It stays in memory for the next cell; `nbproviders.unload` frees it."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def _open(self) -> Model:
+        if self._release is None:
+            raise ClosedError(
+                f"The model {self.spec!r} was used after its end.", hint=self._reopen or _REOPEN
+            )
+        return self._model
+
+    def _requests(
+        self, prompts: Iterable[Prompt], params: GenerationParams | None, raw: bool, options: Any
+    ) -> list[Request]:
+        if isinstance(prompts, str):
+            raise InvalidRequestError(
+                f"generate_many takes a list of prompts, not one str: {prompts!r:.60}",
+                hint="Write generate_many([prompt]), or generate(prompt).",
+            )
+        requests = [as_request(p, params, raw=raw, whole=True, **options) for p in prompts]
+        if not requests:
+            raise InvalidRequestError(
+                "An empty list of prompts has nothing to generate.", hint="Give at least one."
+            )
+        return requests
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else ""
+        return f"<{type(self).__name__} {self.spec}{state}>"
+
+
+_REOPEN = "Open it again: async with provider.model(…) as m: …, or m = await nbp.load(…)"
+
+
+class Client(_Held):
+    """A model in a notebook or any async code. Every call may be awaited on any loop."""
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        *,
+        raw: bool = False,
+        **overrides: Any,
+    ) -> Completion:
+        """Return the completion of one prompt.
+
+        Parameters
+        ----------
+        prompt
+            Text (one user turn, if the model has a chat template) or messages.
+        params
+            How to generate; `overrides` such as ``temperature=0`` replace single fields.
+        raw
+            Take text as it stands, without the chat template.
+
+        Raises
+        ------
+        ProviderError
+            One of its kinds; nothing else.
+        """
+        model, request = (
+            self._open(),
+            as_request(prompt, params, raw=raw, whole=True, **overrides),
+        )
+        return await self._engine.call(lambda: model.generate(request))
+
+    async def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        params: GenerationParams | None = None,
+        *,
+        raw: bool = False,
+        **overrides: Any,
+    ) -> list[Completion]:
+        """Return the completions of many prompts, in their order, batched.
+
+        Raises
+        ------
+        ProviderError
+            The first failure, after all have ended. `nbproviders.compare` isolates failures.
+        """
+        model, requests = self._open(), self._requests(prompts, params, raw, overrides)
+        return _all_good(await self._engine.call(lambda: generate_all(model, requests)))
+
+    async def chat(
+        self,
+        messages: Messages | str,
+        params: GenerationParams | None = None,
+        *,
+        system: str | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """Return the next turn of a chat; `system` puts a system prompt before it."""
+        return await self.generate(_turns(messages, system), params, **overrides)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        *,
+        raw: bool = False,
+        **overrides: Any,
+    ) -> ClientStream:
+        """Return the completion as it is written: ``async for chunk in m.stream(prompt)``."""
+        request = as_request(prompt, params, raw=raw, **overrides)
+        return ClientStream(self._open(), request, self._engine)
+
+    async def aclose(self) -> None:
+        """The same as `close`, for ``contextlib.aclosing``."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class SyncClient(_Held):
+    """The same calls, blocking: for scripts, threads and plain cells. Ctrl-C ends a call."""
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        *,
+        raw: bool = False,
+        timeout_s: float | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """Return the completion of one prompt; see `Client.generate`."""
+        model, request = (
+            self._open(),
+            as_request(prompt, params, raw=raw, whole=True, **overrides),
+        )
+        return self._engine.wait(lambda: model.generate(request), timeout_s)
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        params: GenerationParams | None = None,
+        *,
+        raw: bool = False,
+        timeout_s: float | None = None,
+        **overrides: Any,
+    ) -> list[Completion]:
+        """Return the completions of many prompts; see `Client.generate_many`."""
+        model, requests = self._open(), self._requests(prompts, params, raw, overrides)
+        return _all_good(self._engine.wait(lambda: generate_all(model, requests), timeout_s))
+
+    def chat(
+        self,
+        messages: Messages | str,
+        params: GenerationParams | None = None,
+        *,
+        system: str | None = None,
+        timeout_s: float | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """Return the next turn of a chat; see `Client.chat`."""
+        return self.generate(_turns(messages, system), params, timeout_s=timeout_s, **overrides)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: GenerationParams | None = None,
+        *,
+        raw: bool = False,
+        timeout_s: float | None = None,
+        **overrides: Any,
+    ) -> SyncStream:
+        """Return the completion as it is written: ``for chunk in m.stream(prompt)``.
+
+        `timeout_s` bounds the wait for each next chunk.
+        """
+        request = as_request(prompt, params, raw=raw, **overrides)
+        return SyncStream(self._open(), request, self._engine, timeout_s)
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _all_good(results: Sequence[Completion | ProviderError]) -> list[Completion]:
+    for result in results:
+        if isinstance(result, ProviderError):
+            raise fresh(result)
+    return [result for result in results if isinstance(result, Completion)]
+
+
+def _turns(messages: Messages | str, system: str | None) -> Messages:
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    return turns if system is None else [{"role": "system", "content": system}, *turns]

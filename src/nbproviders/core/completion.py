@@ -1,0 +1,139 @@
+"""What comes back from a model: chunks while it writes, and the completion at the end.
+
+Both are text first (``str`` subclasses), so scorers, f-strings and old code take them as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from nbproviders.core.params import GenerationParams
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request, as the model itself counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Both together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of a stream: what a backend tells beside the text.
+
+    Attributes
+    ----------
+    reason
+        ``stop``: the model ended or met a stop string; ``length``: its limit; ``cancelled``.
+    usage
+        Tokens, where known.
+    params
+        The values that were really used: defaults filled in, the seed that was drawn.
+    queue_s
+        Seconds from the call to the start of its computation.
+    ttft_s, total_s
+        Seconds from the start of its computation to the first token, and to the last.
+        None: the stream measures them as its reader sees them.
+    chat
+        Whether the prompt went through a chat template.
+    batch_invariant
+        Whether the text is guaranteed to be the same alone and in any batch.
+    reasoning
+        Text the model wrote for itself; never part of the completion.
+    """
+
+    reason: FinishReason = "stop"
+    usage: Usage = Usage()
+    params: GenerationParams | None = None
+    queue_s: float = 0.0
+    ttft_s: float | None = None
+    total_s: float | None = None
+    chat: bool = False
+    batch_invariant: bool = True
+    reasoning: str = ""
+
+
+class Chunk(str):
+    """A piece of text as it was generated."""
+
+    __slots__ = ()
+
+
+class Completion(str):
+    """The whole text of one generation, with what is known about it.
+
+    Attributes
+    ----------
+    usage
+        `Usage`: prompt and completion tokens.
+    queue_s, ttft_s, total_s
+        Seconds spent waiting; from there to the first token; and to the last.
+    finish
+        ``stop``, ``length`` or ``cancelled``.
+    params
+        `GenerationParams` that were really used.
+    spec
+        The model reference it came from.
+    chat
+        Whether the prompt went through a chat template.
+    batch_invariant
+        Whether the text is guaranteed to be the same alone and in any batch.
+    reasoning
+        Text the model wrote for itself; not scored.
+    """
+
+    usage: Usage
+    queue_s: float
+    ttft_s: float
+    total_s: float
+    finish: FinishReason
+    params: GenerationParams
+    spec: str
+    chat: bool
+    batch_invariant: bool
+    reasoning: str
+
+    def __new__(
+        cls,
+        text: str = "",
+        *,
+        end: Finish | None = None,
+        params: GenerationParams | None = None,
+        spec: str = "",
+        ttft_s: float = 0.0,
+        total_s: float = 0.0,
+    ) -> Self:
+        self = super().__new__(cls, text)
+        end = end or Finish()
+        self.usage = end.usage
+        self.queue_s = end.queue_s
+        self.ttft_s = ttft_s if end.ttft_s is None else end.ttft_s
+        self.total_s = total_s if end.total_s is None else end.total_s
+        self.finish = end.reason
+        self.params = end.params or params or GenerationParams()
+        self.spec = spec
+        self.chat = end.chat
+        self.batch_invariant = end.batch_invariant
+        self.reasoning = end.reasoning
+        return self
+
+    @property
+    def text(self) -> str:
+        """The text as a plain ``str``."""
+        return str.__str__(self)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Completion tokens a second of computation; None where it cannot be told."""
+        if self.total_s <= 0 or not self.usage.completion_tokens:
+            return None
+        return self.usage.completion_tokens / self.total_s

@@ -1,0 +1,202 @@
+"""The waist: what a model is, whatever stands behind it.
+
+To write one, give `stream` (and `aclose`). Everything above knows only this file. Batching needs no
+method of its own: callers send up to ``info.parallel`` requests at once, and a backend gathers them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from nbproviders.core.completion import Chunk, Completion, Finish
+from nbproviders.core.params import GenerationParams, Messages, Request, as_request
+from nbproviders.errors import ClosedError, ProviderError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What callers may know of a model.
+
+    Attributes
+    ----------
+    spec
+        The reference it came from, as text.
+    parallel
+        Requests it takes at once with profit.
+    memory_bytes
+        Bytes it holds on each device, by device name (``cpu``, ``cuda:0``).
+    context_tokens
+        Most tokens of prompt and completion together; None if unknown.
+    can
+        Names of further capabilities, such as ``chat``, ``next_tokens``, ``score``.
+    """
+
+    spec: str
+    parallel: int = 1
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    context_tokens: int | None = None
+    can: frozenset[str] = frozenset()
+
+
+class Stream:
+    """The text of one generation as it comes: ``async for chunk in stream``.
+
+    Wraps what a backend writes: an async generator of text that may end with a `Finish`. Leaving it
+    early (``aclose``, ``async with``, or losing the last reference) cancels the generation.
+    """
+
+    def __init__(
+        self, source: AsyncGenerator[str | Finish, None], request: Request, spec: str
+    ) -> None:
+        self._source = source
+        self._request = request
+        self._spec = spec
+        self._parts: list[str] = []
+        self._began_s = time.perf_counter()
+        self._first_s: float | None = None
+        self._completion: Completion | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if self._completion is not None:
+            raise StopAsyncIteration
+        async for item in self._source:
+            if isinstance(item, Finish):
+                self._end(item)
+                await self._source.aclose()
+                raise StopAsyncIteration
+            if self._first_s is None:
+                self._first_s = time.perf_counter()
+            self._parts.append(item)
+            return item if isinstance(item, Chunk) else Chunk(item)
+        self._end(Finish(chat=not isinstance(self._request.prompt, str)))
+        raise StopAsyncIteration
+
+    def _end(self, end: Finish) -> None:
+        now_s = time.perf_counter()
+        self._completion = Completion(
+            "".join(self._parts),
+            end=end,
+            params=self._request.params,
+            spec=self._spec,
+            ttft_s=(self._first_s or now_s) - self._began_s,
+            total_s=now_s - self._began_s,
+        )
+
+    @property
+    def completion(self) -> Completion:
+        """The whole, once the stream has ended.
+
+        Raises
+        ------
+        ClosedError
+            While it has not, or if it was cancelled.
+        """
+        if self._completion is None:
+            raise ClosedError(
+                "This stream has no completion: it has not been read to its end.",
+                hint="Read it first: async for chunk in stream: …",
+            )
+        return self._completion
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return "".join(self._parts)
+
+    async def aclose(self) -> None:
+        """Stop generating. Nothing happens if it has ended."""
+        await self._source.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+class Model(ABC):
+    """A model that generates text. Used on the engine's loop only; people hold a `Client`."""
+
+    info: ModelInfo
+
+    @abstractmethod
+    def stream(self, request: str | Messages | Request) -> Stream:
+        """Start generating when first read; see `Stream`."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Free what the model holds, for real. Called twice, it does nothing more."""
+
+    async def generate(
+        self,
+        prompt: str | Messages | Request,
+        params: GenerationParams | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """Return the whole completion of a prompt; the stream, read to its end."""
+        request = as_request(prompt, params, whole=True, **overrides)
+        async with self.stream(request) as stream:
+            async for _ in stream:
+                pass
+            return stream.completion
+
+    @property
+    def raw(self) -> object:
+        """The object underneath: a transformers model, an SDK's client; the model itself if none."""
+        return self
+
+
+async def generate_all(
+    model: Model,
+    requests: Sequence[Request],
+    on_done: Callable[[int, Completion | ProviderError], None | Awaitable[None]] | None = None,
+) -> list[Completion | ProviderError]:
+    """Answer many requests, ``info.parallel`` at once; a failure takes only its own place.
+
+    Parameters
+    ----------
+    model
+        Where to send them.
+    requests
+        What to ask.
+    on_done
+        Told of each result, by its place in `requests`, as soon as it is there.
+
+    Returns
+    -------
+    list
+        A completion or an error for each request, in their order.
+    """
+    results: list[Completion | ProviderError | None] = [None] * len(requests)
+    waiting = iter(enumerate(requests))
+
+    async def work() -> None:
+        for place, request in waiting:
+            outcome: Completion | ProviderError
+            try:
+                outcome = await model.generate(request)
+            except ProviderError as error:
+                outcome = error
+            results[place] = outcome
+            told = on_done(place, outcome) if on_done is not None else None
+            if told is not None:
+                await told
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(max(model.info.parallel, 1), len(requests))):
+            group.create_task(work())
+    return [result for result in results if result is not None]

@@ -1,0 +1,1 @@
+"""One provider each, over its runtime. Reached by entry point only, like anyone's."""

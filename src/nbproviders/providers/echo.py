@@ -1,0 +1,102 @@
+"""`echo`: answers with what it is told, without weights; for lessons, demonstrations and tests."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator
+from typing import ClassVar
+
+from nbproviders.authoring.options import Option
+from nbproviders.authoring.resident import ResidentProvider
+from nbproviders.core.completion import Finish, FinishReason, Usage
+from nbproviders.core.model import Model, ModelInfo, Stream
+from nbproviders.core.params import Messages, Request, as_request
+from nbproviders.core.spec import ResourceKey
+from nbproviders.errors import ConfigurationError, ServiceUnavailableError
+from nbproviders.residency.entry import Progress
+
+CONTEXT_TOKENS = 4096
+
+
+class EchoProvider(ResidentProvider):
+    """Every model of it, whatever its name, writes the last user turn back, word by word."""
+
+    name = "echo"
+    options: ClassVar[dict[str, Option]] = {
+        "delay_s": Option((float,), 0.0, "Seconds before each word."),
+        "fail_rate": Option(
+            (float,), 0.0, "Share of prompts that fail, 0 to 1; always the same ones."
+        ),
+        "seed": Option((int,), 0, "Another seed chooses other prompts to fail."),
+    }
+
+    def load(self, key: ResourceKey, progress: Progress) -> Model:
+        """Return the model at once; there is nothing to load."""
+        delay_s, fail_rate = key.values["delay_s"] or 0.0, key.values["fail_rate"] or 0.0
+        if not 0 <= fail_rate <= 1 or delay_s < 0:
+            raise ConfigurationError(
+                f"echo cannot use delay_s={delay_s}, fail_rate={fail_rate}.",
+                hint="delay_s is 0 or more seconds, fail_rate is between 0 and 1.",
+            )
+        return EchoModel(delay_s, fail_rate, key.values["seed"] or 0)
+
+
+class EchoModel(Model):
+    """Writes the prompt back; a word is a token."""
+
+    def __init__(self, delay_s: float, fail_rate: float, seed: int) -> None:
+        self._delay_s, self._fail_rate, self._seed = delay_s, fail_rate, seed
+        self.info = ModelInfo("echo", 64, {}, CONTEXT_TOKENS, frozenset({"chat"}))
+
+    def stream(self, request: str | Messages | Request) -> Stream:
+        """Write the last user turn, one word a chunk."""
+        asked = as_request(request)
+        return Stream(self._run(asked), asked, self.info.spec)
+
+    async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
+        began_s = time.perf_counter()
+        text = _last_turn(request)
+        if random.Random(f"{self._seed}/{text}").random() < self._fail_rate:
+            raise ServiceUnavailableError(
+                "echo fails for this prompt, as its fail_rate asks.", hint="It is a drill."
+            )
+        words = text.split(" ") if text else []
+        most = request.params.max_tokens or CONTEXT_TOKENS
+        written, first_s, reason = "", 0.0, _reason(len(words), most)
+        for count, word in enumerate(words[:most]):
+            await asyncio.sleep(self._delay_s)
+            piece = f" {word}" if count else word
+            cut = _stop(written + piece, request.params.stop)
+            first_s = first_s or time.perf_counter() - began_s
+            if cut is not None:
+                piece, reason = (written + piece)[len(written) : cut], "stop"
+            written += piece
+            yield piece
+            if cut is not None:
+                break
+        yield Finish(
+            reason=reason,
+            usage=Usage(len(text.split()), len(written.split())),
+            params=request.params.merged(temperature=0, max_tokens=most),
+            ttft_s=first_s,
+            total_s=time.perf_counter() - began_s,
+            chat=request.chat is not False,
+        )
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+def _reason(words: int, most: int) -> FinishReason:
+    return "length" if words > most else "stop"
+
+
+def _last_turn(request: Request) -> str:
+    return request.prompt if isinstance(request.prompt, str) else request.prompt[-1]["content"]
+
+
+def _stop(text: str, stop: tuple[str, ...]) -> int | None:
+    places = [place for place in (text.find(s) for s in stop) if place >= 0]
+    return min(places) if places else None

@@ -1,0 +1,329 @@
+"""From names to providers: entry points of installed packages, and what was registered at run time."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from nbproviders.authoring.opening import ModelContext
+from nbproviders.authoring.provider import ModelProvider
+from nbproviders.authoring.wrapped import as_provider
+from nbproviders.core.spec import ModelSpec, canonical
+from nbproviders.errors import ConfigurationError, ProviderError, foreign
+
+GROUPS = ("nbproviders.providers", "dotevals.model_providers", "doteval.model_providers")
+# What a built-in provider imports when first used, and the extra that brings it.
+_NEEDS = {"transformers": (("torch", "transformers", "safetensors"), "transformers")}
+_OURS = "nbproviders.providers."
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderInfo:
+    """Whether a provider can be used here.
+
+    Attributes
+    ----------
+    available
+        Whether its packages are there and it could be imported.
+    reason
+        Why not; empty if it is available.
+    source
+        The package that brought it, or ``registered``.
+    """
+
+    available: bool
+    reason: str = ""
+    source: str = ""
+
+
+class Listing(Mapping[str, ProviderInfo]):
+    """A read-only mapping from provider names to `ProviderInfo`; prints like the list of names."""
+
+    def __init__(self, infos: Mapping[str, ProviderInfo]) -> None:
+        self._infos = dict(infos)
+
+    def __getitem__(self, name: str) -> ProviderInfo:
+        return self._infos[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __repr__(self) -> str:
+        return repr(list(self._infos))
+
+
+_lock = threading.Lock()
+_registered: dict[str, Any] = {}
+_points: dict[str, EntryPoint] | None = None
+_broken: dict[str, str] = {}
+_made: dict[tuple[str, str], ModelProvider] = {}
+
+
+def register_provider(name: str, provider: Any) -> None:
+    """Make a provider known for this session.
+
+    Parameters
+    ----------
+    name
+        What stands before the colon of a reference; case does not matter. Registering a name again
+        replaces it.
+    provider
+        A class, a factory, or an instance.
+
+    Raises
+    ------
+    ConfigurationError
+        For a name that cannot stand in a reference.
+    """
+    low = _checked_name(name)
+    with _lock:
+        _registered[low] = provider
+        _forget(low)
+
+
+def unregister_provider(name: str) -> None:
+    """Forget a provider that was registered; models it loaded stay until they are unloaded.
+
+    Raises
+    ------
+    ConfigurationError
+        If none was registered by this name.
+    """
+    low = _checked_name(name)
+    with _lock:
+        if _registered.pop(low, None) is None:
+            raise ConfigurationError(
+                f"No provider was registered as {name!r}.",
+                hint=f"Registered: {', '.join(_registered) or 'none'}.",
+            )
+        _forget(low)
+
+
+def _checked_name(name: str) -> str:
+    if not isinstance(name, str) or not name.strip() or set(name) & set(":?&= \n"):
+        raise ConfigurationError(
+            f"{name!r} cannot be a provider's name.", hint="Use letters, digits, - and _."
+        )
+    return name.lower()
+
+
+def _forget(name: str) -> None:
+    for place in [place for place in _made if place[0] == name]:
+        del _made[place]
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    global _points
+    if _points is None:
+        found: dict[str, EntryPoint] = {}
+        for group in GROUPS:
+            for point in entry_points(group=group):
+                found.setdefault(point.name.lower(), point)
+        _points = found
+    return _points
+
+
+def names() -> list[str]:
+    """Return the names of all providers, available or not."""
+    return sorted({*_entry_points(), *_registered})
+
+
+def list_available() -> Listing:
+    """Return every provider with whether it can be used here, and why not.
+
+    Built-in providers are judged without importing their libraries; plugins are imported.
+    """
+    return Listing({name: _info(name) for name in names()})
+
+
+def _info(name: str) -> ProviderInfo:
+    if name in _registered:
+        return ProviderInfo(True, source="registered")
+    point = _entry_points()[name]
+    source = point.dist.name if point.dist is not None else ""
+    if point.value.startswith(_OURS):
+        reason = _missing(name)
+    else:
+        _load(name, point)
+        reason = _broken.get(name, "")
+    return ProviderInfo(not reason, reason, source)
+
+
+def _missing(name: str) -> str:
+    modules, extra = _NEEDS.get(name, ((), ""))
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    if not absent:
+        return ""
+    return f'{", ".join(absent)} not installed: pip install "nbproviders[{extra}]"'
+
+
+def _load(name: str, point: EntryPoint) -> Any:
+    try:
+        loaded = point.load()
+    except Exception as error:  # a plugin's import; it is listed with its reason
+        _broken[name] = f"cannot be imported: {foreign(error)}"
+        return None
+    _broken.pop(name, None)
+    return loaded
+
+
+def create_provider(name: str, **provider_config: Any) -> ModelProvider:
+    """Return a provider by name.
+
+    Parameters
+    ----------
+    name
+        One of `list_available`; case does not matter.
+    **provider_config
+        For its constructor. Calls with equal configuration return providers that share what they load.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown name, listing those there are; for one that is unavailable, with the reason;
+        and for configuration that its constructor does not take.
+    """
+    low = name.lower() if isinstance(name, str) else ""
+    if low not in _registered and low not in _entry_points():
+        raise ConfigurationError(
+            f"Unknown provider: {name}. Available providers: {', '.join(names())}."
+        )
+    try:
+        place = (low, canonical(provider_config))
+    except TypeError:
+        return _construct(low, provider_config)
+    with _lock:
+        made = _made.get(place)
+    if made is None:
+        made = _construct(low, provider_config)
+        with _lock:
+            made = _made.setdefault(place, made)
+    return made
+
+
+def _construct(name: str, config: dict[str, Any]) -> ModelProvider:
+    if name in _registered:
+        target = _registered[name]
+    else:
+        reason = _missing(name) if _entry_points()[name].value.startswith(_OURS) else ""
+        target = None if reason else _load(name, _entry_points()[name])
+        if target is None:
+            raise ConfigurationError(
+                f"The provider {name!r} is not available: {reason or _broken[name]}"
+            )
+    if not callable(target) or isinstance(target, ModelProvider):
+        if config:
+            raise ConfigurationError(
+                f"The provider {name!r} is an instance already and takes no configuration: "
+                f"{', '.join(config)}."
+            )
+        return as_provider(target, name)
+    provider = as_provider(_call(target, name, config), name)
+    if isinstance(target, type):
+        provider.name = name  # type: ignore[misc]  # an alias of a class keeps the name it goes by
+    return provider
+
+
+def _call(target: Callable[..., Any], name: str, config: dict[str, Any]) -> Any:
+    """Call a class or factory with the keywords it takes, or with one dict if it takes ``config``."""
+    signature = inspect.signature(target)
+    parameters = signature.parameters
+    try:
+        signature.bind(**config)
+        arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), config)
+    except TypeError:
+        if list(parameters) != ["config"]:
+            raise ConfigurationError(
+                f"The provider {name!r} does not take {', '.join(config) or 'no arguments'}.",
+                hint=f"Its parameters: {signature}.",
+            ) from None
+        arguments = ((dict(config),), {})
+    if config and "config" not in config and list(parameters) == ["config"]:
+        arguments = ((dict(config),), {})
+    try:
+        return target(*arguments[0], **arguments[1])
+    except ProviderError:
+        raise
+    except Exception as error:  # a plugin's constructor
+        raise ConfigurationError(
+            f"The provider {name!r} could not be made: {foreign(error)}"
+        ) from foreign(error)
+
+
+def load_provider(path: str | Path) -> ModelProvider:
+    """Return the provider that a JSON, TOML or YAML file describes.
+
+    The file holds ``{"provider": …, "provider_config": {…}}``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file cannot be read, or holds something else.
+    """
+    place = Path(path)
+    try:
+        found = _parse(place)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"The provider file {place} cannot be read: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("provider"), str):
+        raise ConfigurationError(
+            f"The provider file {place} must hold provider and provider_config.",
+            hint='For example {"provider": "echo", "provider_config": {"seed": 1}}.',
+        )
+    return create_provider(found["provider"], **found.get("provider_config", {}))
+
+
+def _parse(place: Path) -> Any:
+    text = place.read_text(encoding="utf-8")
+    if place.suffix == ".toml":
+        import tomllib
+
+        return tomllib.loads(text)
+    if place.suffix in (".yaml", ".yml"):
+        if importlib.util.find_spec("yaml") is None:
+            raise ValueError("YAML needs the package pyyaml")
+        import yaml
+
+        return yaml.safe_load(text)
+    return json.loads(text)
+
+
+def find(reference: str | ModelSpec) -> tuple[ModelProvider, ModelSpec]:
+    """Return the provider and the parsed form of a reference ``provider:model?option=value``.
+
+    Raises
+    ------
+    ConfigurationError
+        If no known provider stands before the first colon.
+    """
+    spec = reference if isinstance(reference, ModelSpec) else ModelSpec.parse(reference, names())
+    return create_provider(spec.provider), spec
+
+
+def model(reference: str | ModelSpec, **options: Any) -> ModelContext:
+    """Open a model by reference: ``async with nbp.model("transformers:demo-m") as m``, or ``with``.
+
+    Parameters
+    ----------
+    reference
+        ``provider:model?option=value&…``.
+    **options
+        More options; they win over those in the reference.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown provider, or an unknown or badly typed option.
+    """
+    provider, spec = find(reference)
+    return provider.model(spec.name, **options)

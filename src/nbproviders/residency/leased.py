@@ -1,0 +1,109 @@
+"""A model by way of its lease: each call holds it in memory, loading it again if it has left."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any
+
+from nbproviders.core.completion import Completion, Finish
+from nbproviders.core.model import Model, ModelInfo, Stream
+from nbproviders.core.params import GenerationParams, Messages, Request, as_request
+from nbproviders.errors import ClosedError
+from nbproviders.residency.entry import Lease, Loader
+from nbproviders.residency.residency import Residency
+
+
+class LeasedModel(Model):
+    """What a client talks to. Holds the key and the way to load it; never the weights.
+
+    Parameters
+    ----------
+    residency
+        Where the model lives.
+    loader
+        How it is loaded.
+    chat, alone
+        What a request that does not say takes: the reference's options ``chat`` and ``invariant``.
+    """
+
+    def __init__(
+        self,
+        residency: Residency,
+        loader: Loader,
+        *,
+        chat: bool | None = None,
+        alone: bool = False,
+    ) -> None:
+        self._residency = residency
+        self._loader = loader
+        self._chat = chat
+        self._alone = alone
+        self._known: ModelInfo | None = None
+
+    @property
+    def info(self) -> ModelInfo:  # type: ignore[override]  # read anew: it may have loaded since
+        """The model's own; before the first load only its reference."""
+        entry = self._residency.find(self._loader.key)
+        if entry is not None and entry.model is not None:
+            self._known = replace(entry.model.info, spec=self._loader.spec.text)
+        return self._known or ModelInfo(self._loader.spec.text)
+
+    def _asked(self, request: str | Messages | Request, **changes: Any) -> Request:
+        asked = as_request(request, **changes)
+        chat = self._chat if asked.chat is None else asked.chat
+        return replace(asked, chat=chat, alone=self._alone or asked.alone)
+
+    def stream(self, request: str | Messages | Request) -> Stream:
+        """Stream under a hard lease that ends when the model's computation ends."""
+        asked = self._asked(request)
+        return Stream(self._run(asked), asked, self._loader.spec.text)
+
+    async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
+        async with self._residency.using(self._loader) as model, model.stream(request) as inner:
+            async for chunk in inner:
+                yield chunk
+            yield _finish(inner.completion)
+
+    async def generate(
+        self,
+        prompt: str | Messages | Request,
+        params: GenerationParams | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """Generate under a hard lease. Not by way of `stream`: two streams for one text cost time."""
+        request = self._asked(prompt, params=params, whole=True, **overrides)
+        async with self._residency.using(self._loader) as model:
+            completion = await model.generate(request)
+        completion.spec = self._loader.spec.text
+        return completion
+
+    @property
+    def raw(self) -> object:
+        """The loaded object itself."""
+        entry = self._residency.find(self._loader.key)
+        if entry is None or entry.model is None:
+            raise ClosedError(
+                f"{self._loader.spec} is not in memory now.", hint="Generate something first."
+            )
+        return entry.model.raw
+
+    async def aclose(self) -> None:
+        """Nothing: the lease is its holder's to give back."""
+
+
+def _finish(completion: Completion) -> Finish:
+    return Finish(
+        reason=completion.finish,
+        usage=completion.usage,
+        params=completion.params,
+        queue_s=completion.queue_s,
+        ttft_s=completion.ttft_s,
+        total_s=completion.total_s,
+        chat=completion.chat,
+        batch_invariant=completion.batch_invariant,
+        reasoning=completion.reasoning,
+    )
+
+
+__all__ = ["Lease", "LeasedModel"]

@@ -1,0 +1,161 @@
+"""What a device has: budgets as people write them, and free bytes as the machine tells them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbproviders.errors import ConfigurationError
+
+MIB, GIB = 2**20, 2**30
+BUDGET_VARIABLE = "NBPROVIDERS_BUDGET"
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {letter + "ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {letter + "b": 1000**power for power, letter in enumerate("kmgt", 1)}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Bytes of one device: in all, and free now."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+Probe = Callable[[str], Reading]
+
+
+def parse_size(text: str) -> int:
+    """Return bytes of a text such as ``20GiB``, ``512 MB`` or ``1000``.
+
+    Raises
+    ------
+    ConfigurationError
+        For anything else.
+    """
+    found = _SIZE.fullmatch(text)
+    if not found or found[2].lower() not in _UNITS:
+        raise ConfigurationError(
+            f"{text!r} is not a size", hint="Write a number and a unit: 20GiB, 512MiB."
+        )
+    return int(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def parse_budget(text: str) -> dict[str, int]:
+    """Return bytes for each device of ``20GiB`` or ``cuda:0=20GiB,cpu=8GiB``.
+
+    A size without a device is under the key ``""``: the accelerators, or the CPU if there is none.
+    """
+    budget: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        device, equals, size = part.rpartition("=")
+        budget[device.strip().lower() if equals else ""] = parse_size(size)
+    return budget
+
+
+def size_text(count: int) -> str:
+    """Return bytes as people read them: ``1.6 MiB``."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(amount) < 1024 or unit == "GiB":
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    raise AssertionError("unreachable")
+
+
+def headroom(total_bytes: int) -> int:
+    """Return bytes kept free: the greater of 5 % and 512 MiB; 10 % on a device under 4 GiB."""
+    if total_bytes < 4 * GIB:
+        return total_bytes // 10
+    return max(total_bytes // 20, 512 * MIB)
+
+
+def probe_cpu(device: str = "cpu") -> Reading:
+    """Return main memory: the lesser of what the system has and what this container may use."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = int(memory.total), int(memory.available)
+    for limit_path, usage_path in _CGROUPS:
+        limit, usage = _number(limit_path), _number(usage_path)
+        if limit is not None and usage is not None and limit < total:
+            total, free = limit, min(free, max(limit - usage, 0))
+    return Reading(total, free)
+
+
+def _number(path: str) -> int | None:
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:  # no such cgroup version here
+        return None
+    return int(text) if text.isdigit() else None
+
+
+class Memory:
+    """Budgets and probes of all devices.
+
+    Parameters
+    ----------
+    budget
+        Bytes by device, as `parse_budget` returns them. None: from ``NBPROVIDERS_BUDGET``, read anew
+        at each admission.
+    probes
+        How to read a kind of device (``cpu``, ``cuda``); runtimes add their own by `add_probe`.
+    """
+
+    def __init__(
+        self,
+        budget: Mapping[str, int] | None = None,
+        probes: Mapping[str, Probe] | None = None,
+    ) -> None:
+        self._budget = budget
+        self._probes = dict(probes or {"cpu": probe_cpu})
+
+    def add_probe(self, kind: str, probe: Probe) -> None:
+        """Read devices of this kind (``cuda``) by this function from now on."""
+        self._probes[kind] = probe
+
+    def set_budget(self, budget: Mapping[str, int] | None) -> None:
+        """Replace the budget; None goes back to the environment variable."""
+        self._budget = budget
+
+    def budget(self, device: str) -> int | None:
+        """Return the budget a user gave for a device; None if none."""
+        budget = self._budget
+        if budget is None:
+            budget = parse_budget(os.environ.get(BUDGET_VARIABLE, ""))
+        if device in budget:
+            return budget[device]
+        meant = device != "cpu" or set(self._probes) == {"cpu"}
+        return budget.get("") if meant else None
+
+    def reading(self, device: str) -> Reading | None:
+        """Return what the device has; None for one that nobody can read."""
+        probe = self._probes.get(device.partition(":")[0])
+        return probe(device) if probe is not None else None
+
+    def limit(self, device: str, charged_bytes: int) -> int | None:
+        """Return the most bytes that residents may be charged in all; None without any limit.
+
+        The lesser of the budget, and of what residents are charged now plus what is free less headroom.
+        """
+        limits = []
+        budget = self.budget(device)
+        if budget is not None:
+            limits.append(budget)
+        reading = self.reading(device)
+        if reading is not None:
+            spare = reading.free_bytes - headroom(reading.total_bytes)
+            limits.append(charged_bytes + max(spare, 0))
+        return min(limits) if limits else None

@@ -1,0 +1,182 @@
+"""Gathering requests into batches for a thread, and bringing the text back to each.
+
+Requests that arrive in one turn of the loop, or while a batch runs, go together. No time is spent waiting
+for more to come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from nbproviders.core.completion import Finish
+from nbproviders.core.engine import Mailbox
+from nbproviders.core.params import Request
+from nbproviders.errors import ProviderError
+from nbproviders.runtimes.threads import Worker
+
+
+class Ticket:
+    """One request in a batch. Written by the worker's thread, read on the loop.
+
+    Attributes
+    ----------
+    request
+        What was asked.
+    cancelled
+        Set on the loop; the worker ends this row at its next token.
+    arrived_s
+        When it came, by ``time.perf_counter``.
+    """
+
+    __slots__ = ("_ended", "_items", "_mailbox", "_waiter", "arrived_s", "cancelled", "request")
+
+    def __init__(self, request: Request, mailbox: Mailbox) -> None:
+        self.request = request
+        self.cancelled = False
+        self.arrived_s = time.perf_counter()
+        self._mailbox = mailbox
+        self._items: deque[str | Finish | ProviderError] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = False
+
+    # The worker's side
+
+    def emit(self, text: str) -> None:
+        """Deliver a piece of text."""
+        self._mailbox.post(self._put, text)
+
+    def end(self, text: str, finish: Finish) -> None:
+        """Deliver the rest of the text and the end, in one."""
+        self._mailbox.post(self._finish, text, finish)
+
+    def fail(self, error: ProviderError) -> None:
+        """Deliver a failure of this request alone."""
+        self._mailbox.post(self._put, error)
+
+    # The loop's side
+
+    def _put(self, item: str | Finish | ProviderError) -> None:
+        self._items.append(item)
+        self._ended = self._ended or not isinstance(item, str)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _finish(self, text: str, finish: Finish) -> None:
+        if text:
+            self._items.append(text)
+        self._put(finish)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the worker has done its last for this request."""
+        return self._ended
+
+    async def next(self) -> str | Finish | ProviderError:
+        """Return the next item; the worker always delivers an end."""
+        while not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._items.popleft()
+
+
+RunBatch = Callable[[Sequence[Ticket]], None]
+
+
+class Batcher:
+    """Feeds a worker with batches.
+
+    Parameters
+    ----------
+    worker
+        Whose thread computes.
+    run
+        Called there with up to `limit` tickets; ends or fails every one of them.
+    limit
+        Most requests in one batch.
+    """
+
+    def __init__(self, worker: Worker, run: RunBatch, limit: int) -> None:
+        self._worker = worker
+        self._run = run
+        self._limit = limit
+        self._pending: deque[Ticket] = deque()
+        self._busy = False
+        self._scheduled = False
+        self._mailbox: Mailbox | None = None
+
+    async def read(self, request: Request) -> AsyncGenerator[str | Finish, None]:
+        """Queue a request and yield its text and its `Finish`.
+
+        Leaving early cancels it, and returns when the worker has let go of it.
+        """
+        loop = asyncio.get_running_loop()
+        if self._mailbox is None:
+            self._mailbox = Mailbox(loop)
+        ticket = Ticket(request, self._mailbox)
+        self._pending.append(ticket)
+        self._schedule(loop)
+        try:
+            while True:
+                item = await ticket.next()
+                if isinstance(item, ProviderError):
+                    raise item
+                yield item
+                if isinstance(item, Finish):
+                    return
+        finally:
+            if not ticket.ended:
+                await self._let_go(ticket)
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Flush at the end of this turn of the loop, so that what arrives in it goes together."""
+        if not self._scheduled and not self._busy:
+            self._scheduled = True
+            loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._busy or not self._pending:
+            return
+        batch = self._next_batch()
+        self._busy = True
+        try:
+            self._worker.post(lambda: self._work(batch))
+        except ProviderError as error:
+            self._busy = False
+            for ticket in batch:
+                ticket._put(error)
+
+    def _next_batch(self) -> list[Ticket]:
+        batch = [self._pending.popleft()]
+        while self._pending and len(batch) < self._limit:
+            if batch[0].request.alone or self._pending[0].request.alone:
+                break
+            batch.append(self._pending.popleft())
+        return batch
+
+    def _work(self, batch: list[Ticket]) -> None:
+        assert self._mailbox is not None
+        try:
+            self._run(batch)
+        finally:
+            self._mailbox.post(self._worked)
+
+    def _worked(self) -> None:
+        self._busy = False
+        self._flush()
+
+    async def _let_go(self, ticket: Ticket) -> None:
+        ticket.cancelled = True
+        if ticket in self._pending:
+            self._pending.remove(ticket)
+            return
+        # The thread still computes for it: whoever holds the model must hold it until it stops. A
+        # second cancellation of this task changes nothing about that.
+        while not ticket.ended:
+            try:
+                await ticket.next()
+            except asyncio.CancelledError:
+                continue

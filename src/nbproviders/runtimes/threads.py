@@ -1,0 +1,108 @@
+"""A model's own thread: everything that touches its weights runs there, one job after another.
+
+Compute libraries keep state in thread-local storage (torch.compile, CUDA graphs), and some must never be
+called from two threads at once (llama.cpp).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nbproviders.core.engine import Mailbox
+from nbproviders.errors import ClosedError
+
+T = TypeVar("T")
+
+_here = threading.local()
+
+
+class Worker:
+    """A daemon thread that runs jobs in order.
+
+    Parameters
+    ----------
+    name
+        Of the thread, for debuggers.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"nbproviders-{name}", daemon=True)
+        self._closed = False
+        self.claimed = False
+        self._thread.start()
+
+    def _run(self) -> None:
+        _here.worker = self
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # an idle thread holds no reference to a model
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function on the thread and return its result.
+
+        Cancelling the caller does not stop a thread: the job goes on to its end, its result is dropped.
+
+        Raises
+        ------
+        ClosedError
+            After `close`.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        self.post(lambda: _run_into(done, loop, function, arguments))
+        return await done
+
+    def post(self, job: Callable[[], None]) -> None:
+        """Queue a job that reports its own end and raises nothing."""
+        if self._closed:
+            raise ClosedError("This model was closed.")
+        self._jobs.put(job)
+
+    async def close(self) -> None:
+        """Let queued jobs end, then stop the thread."""
+        if not self._closed:
+            self._closed = True
+            self._jobs.put(None)
+        if self._thread is not threading.current_thread():
+            await asyncio.to_thread(self._thread.join)
+
+
+def _run_into(
+    done: asyncio.Future[Any],
+    loop: asyncio.AbstractEventLoop,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    outcome: Any
+    try:
+        outcome, failed = function(*arguments), False
+    except BaseException as error:  # handed over whole; the loop's side maps it
+        outcome, failed = error, True
+    mailbox = Mailbox(loop)
+    mailbox.post(_settle, done, outcome, failed)
+
+
+def _settle(done: asyncio.Future[Any], outcome: Any, failed: bool) -> None:
+    if done.done():
+        return
+    if failed:
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
+
+
+def claim() -> Worker:
+    """Return the worker whose thread this is, for a model that will go on using it.
+
+    On any other thread, a new one. Whoever claims a worker closes it.
+    """
+    worker: Worker | None = getattr(_here, "worker", None)
+    if worker is None:
+        worker = Worker("model")
+    worker.claimed = True
+    return worker
