@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magic; IPython calls this for ``%load_ext nbproviders``."""
-    shell.register_magic_function(magic, magic_kind="line", magic_name="nbproviders")
+    # Its stub wraps a plain method as a decorator; the call is IPython's documented one.
+    register: Any = shell.register_magic_function
+    register(magic, magic_kind="line", magic_name="nbproviders")
 
 
 def magic(line: str) -> Any:

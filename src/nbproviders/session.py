@@ -29,6 +29,7 @@ async def load(reference: str | ModelSpec, **options: Any) -> Client:
     ProviderError
         One of its kinds: an unknown name or option, no access, no room.
     """
+    __tracebackhide__ = True
     return await registry.model(reference, **options).open()
 
 
@@ -42,10 +43,13 @@ def load_sync(
     TimeoutError
         If it takes longer than `timeout_s`.
     """
+    __tracebackhide__ = True
     return registry.model(reference, **options).open_sync(timeout_s)
 
 
-def unload(reference: str | ModelSpec, *, force: bool = False, timeout_s: float | None = None) -> int:
+def unload(
+    reference: str | ModelSpec, *, force: bool = False, timeout_s: float | None = None
+) -> int:
     """Free a model's memory now and return the bytes that came back; 0 if it was not in memory.
 
     Running calls are waited for. Handles that are still open load it again at their next use.
@@ -89,4 +93,3 @@ def residents() -> shown.Residents:
 def events() -> shown.Events:
     """Return what happened to models, oldest first: a list of `Event`, shown as a table."""
     return shown.Events(residencies.default().events())
-

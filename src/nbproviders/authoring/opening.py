@@ -20,6 +20,8 @@ from nbproviders.residency.leased import LeasedModel
 
 _SHOW_AFTER_S = 1.0
 _REFRESH_S = 0.2
+_NO_TOTAL = "{desc}: {elapsed}{postfix}"
+_TOTAL = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}B {elapsed}{postfix}"
 
 
 class Opened:
@@ -63,6 +65,7 @@ class Opened:
 
     async def client(self) -> Client:
         """Return a client, loading the model if it is not in memory."""
+        __tracebackhide__ = True
         lease = self._residency.lease_now(self.loader)
         if lease is None:
             lease = await _shown(self.loader, self._lease)
@@ -70,6 +73,7 @@ class Opened:
 
     def client_now(self, timeout_s: float | None = None) -> SyncClient:
         """Return a blocking client, loading the model if it is not in memory."""
+        __tracebackhide__ = True
         lease = self._residency.lease_now(self.loader)
         if lease is None:
             lease = engine.default().wait(self._lease, timeout_s)
@@ -81,7 +85,7 @@ class Opened:
 
 def _stamp(path: str) -> tuple[int, int]:
     try:
-        found = os.stat(path)
+        found = os.stat(path)  # noqa: PTH116  # each microsecond counts here
     except OSError:  # gone: that is a change as well
         return (0, 0)
     return (found.st_mtime_ns, found.st_size)
@@ -108,6 +112,7 @@ class ModelContext:
 
     async def open(self) -> Client:
         """Return a client to keep; whoever opens it closes it."""
+        __tracebackhide__ = True
         return await self._opened.client()
 
     def open_sync(self, timeout_s: float | None = None) -> SyncClient:
@@ -115,6 +120,7 @@ class ModelContext:
         return self._opened.client_now(timeout_s)
 
     async def __aenter__(self) -> Client:
+        __tracebackhide__ = True
         client = await self._opened.client()
         self._clients.setdefault(asyncio.current_task(), []).append(client)
         return client
@@ -128,6 +134,7 @@ class ModelContext:
         self._leave(asyncio.current_task())
 
     def __enter__(self) -> SyncClient:
+        __tracebackhide__ = True
         client = self._opened.client_now()
         self._clients.setdefault(threading.get_ident(), []).append(client)
         return client
@@ -156,6 +163,7 @@ class ModelContext:
 
 async def _shown(loader: Loader, lease: Callable[[], Any]) -> Lease:
     """Wait for a load; show a progress bar if it takes longer than a second."""
+    __tracebackhide__ = True
     work: asyncio.Task[Lease] = asyncio.ensure_future(engine.default().call(lease))
     try:
         done, _ = await asyncio.wait({work}, timeout=_SHOW_AFTER_S)
@@ -171,14 +179,14 @@ async def _bar(loader: Loader, work: asyncio.Task[Lease]) -> None:
     from tqdm.auto import tqdm
 
     residency = residencies.default()
-    with tqdm(
-        total=0, unit="B", unit_scale=True, desc=f"Loading {loader.spec}", leave=False
-    ) as bar:
+    with tqdm(desc=f"Loading {loader.spec}", bar_format=_NO_TOTAL, leave=False) as bar:
         while not work.done():
             entry = residency.find(loader.key)
             if entry is not None:
-                bar.total = entry.progress.total_bytes or None
-                bar.n = entry.progress.done_bytes
-                bar.set_postfix_str(str(entry.progress.phase), refresh=False)
+                progress = entry.progress
+                bar.bar_format = _TOTAL if progress.total_bytes else _NO_TOTAL
+                bar.unit, bar.unit_scale = "B", True
+                bar.total, bar.n = progress.total_bytes or None, progress.done_bytes
+                bar.set_postfix_str(progress.phase, refresh=False)
                 bar.refresh()
             await asyncio.wait({work}, timeout=_REFRESH_S)

@@ -1,10 +1,10 @@
-"""The grid of a comparison: which models, which prompts, as users write them, checked before anything runs."""
+"""The grid of a comparison: models and prompts as users write them, checked before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbproviders import registry
 from nbproviders.authoring.adapted import Adapted
@@ -15,11 +15,6 @@ from nbproviders.core.model import Model
 from nbproviders.core.params import Message, as_request
 from nbproviders.core.spec import ModelSpec
 from nbproviders.errors import ConfigurationError, InvalidRequestError, ProviderError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-Prompts = Iterable[Any] | "pd.DataFrame"
 
 
 @dataclass(frozen=True, slots=True)

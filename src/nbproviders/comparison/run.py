@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from nbproviders.comparison.comparison import Comparison
+
 from nbproviders.comparison import grid
 from nbproviders.comparison import scorers as scoring
-from nbproviders.comparison.comparison import Comparison
 from nbproviders.comparison.grid import Contender, Prompt
 from nbproviders.core import engine
 from nbproviders.core.completion import Completion
@@ -62,6 +63,7 @@ async def compare(
     InvalidRequestError, ConfigurationError
         For a grid that cannot be run at all: nothing has run then.
     """
+    __tracebackhide__ = True
     run = Run.of(models, prompts, params, scorers, repeats)
     began_s = time.perf_counter()
     with _Bar(run, shown=progress) as bar:
@@ -99,9 +101,7 @@ class Run:
     done: int = 0
 
     @classmethod
-    def of(
-        cls, models: Any, prompts: Any, params: Any, scorers: Any, repeats: int
-    ) -> Run:
+    def of(cls, models: Any, prompts: Any, params: Any, scorers: Any, repeats: int) -> Run:
         """Return a checked run."""
         if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
             raise InvalidRequestError(f"repeats={repeats!r} must be a whole number, at least 1.")
@@ -123,8 +123,10 @@ class Run:
         return len(self.contenders) * len(self.prompts) * self.repeats
 
     def in_order(self) -> list[Contender]:
-        """Return the models in the order to run them: those in memory first, so that they are not
-        evicted for others before their turn."""
+        """Return the models in the order to run them.
+
+        Those in memory come first, so that they are not evicted for others before their turn.
+        """
         return sorted(self.contenders, key=lambda one: not _in_memory(one))
 
     async def model(self, contender: Contender) -> None:
@@ -287,6 +289,7 @@ class _Bar:
 
     async def during(self, work: Any) -> None:
         """Wait for one model's work, keeping the bar up to date."""
+        __tracebackhide__ = True
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
@@ -305,4 +308,3 @@ class _Bar:
             self._bar = tqdm(total=self._run.total, unit="cell", desc="compare", leave=False)
         self._bar.n = self._run.done
         self._bar.refresh()
-

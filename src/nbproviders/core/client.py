@@ -68,6 +68,7 @@ class _Held:
             release()
 
     def _open(self) -> Model:
+        __tracebackhide__ = True
         if self._release is None:
             raise ClosedError(
                 f"The model {self.spec!r} was used after its end.", hint=self._reopen or _REOPEN
@@ -124,6 +125,7 @@ class Client(_Held):
         ProviderError
             One of its kinds; nothing else.
         """
+        __tracebackhide__ = True
         model, request = (
             self._open(),
             as_request(prompt, params, raw=raw, whole=True, **overrides),
@@ -145,6 +147,7 @@ class Client(_Held):
         ProviderError
             The first failure, after all have ended. `nbproviders.compare` isolates failures.
         """
+        __tracebackhide__ = True
         model, requests = self._open(), self._requests(prompts, params, raw, overrides)
         return _all_good(await self._engine.call(lambda: generate_all(model, requests)))
 
@@ -157,6 +160,7 @@ class Client(_Held):
         **overrides: Any,
     ) -> Completion:
         """Return the next turn of a chat; `system` puts a system prompt before it."""
+        __tracebackhide__ = True
         return await self.generate(_turns(messages, system), params, **overrides)
 
     def stream(
@@ -201,6 +205,7 @@ class SyncClient(_Held):
         **overrides: Any,
     ) -> Completion:
         """Return the completion of one prompt; see `Client.generate`."""
+        __tracebackhide__ = True
         model, request = (
             self._open(),
             as_request(prompt, params, raw=raw, whole=True, **overrides),
@@ -217,6 +222,7 @@ class SyncClient(_Held):
         **overrides: Any,
     ) -> list[Completion]:
         """Return the completions of many prompts; see `Client.generate_many`."""
+        __tracebackhide__ = True
         model, requests = self._open(), self._requests(prompts, params, raw, overrides)
         return _all_good(self._engine.wait(lambda: generate_all(model, requests), timeout_s))
 
@@ -230,6 +236,7 @@ class SyncClient(_Held):
         **overrides: Any,
     ) -> Completion:
         """Return the next turn of a chat; see `Client.chat`."""
+        __tracebackhide__ = True
         return self.generate(_turns(messages, system), params, timeout_s=timeout_s, **overrides)
 
     def stream(

@@ -112,6 +112,7 @@ class Completion(str):
         ttft_s: float = 0.0,
         total_s: float = 0.0,
     ) -> Self:
+        """Make one of a text and its `Finish`; timings that the end does not tell are given."""
         self = super().__new__(cls, text)
         end = end or Finish()
         self.usage = end.usage

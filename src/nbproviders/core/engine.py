@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import threading
 import weakref
@@ -28,6 +29,7 @@ from nbproviders.errors import (
 )
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 TICK_S = 0.05
 _EXIT_S = 3.0
@@ -153,6 +155,7 @@ class Engine:
 
         Cancelling the caller cancels the work and returns at once, without waiting for its end.
         """
+        __tracebackhide__ = True
         if self.here:
             return await work()
         home = port()
@@ -178,6 +181,7 @@ class Engine:
         ConfigurationError
             On the engine's own thread, which would wait for itself for ever.
         """
+        __tracebackhide__ = True
         if self.here:
             raise ConfigurationError(
                 "A blocking call was made on the engine's own thread and would never return.",
@@ -205,8 +209,8 @@ class Engine:
         """Wait for a coroutine function for at most three seconds, at the interpreter's end."""
         try:
             self.wait(work, _EXIT_S)
-        except (TimeoutError, ClosedError):
-            return
+        except ProviderError as error:
+            logger.debug("At the interpreter's end: %s", error)
 
 
 class _Crossing:
@@ -231,6 +235,8 @@ class _Crossing:
             self._task.cancel()
 
 
+# Functions between a user's line and the engine set __tracebackhide__: a notebook's traceback then ends at
+# the user's line, and IPython need not parse our files to print it while somebody waits for Stop.
 def _settle(result: asyncio.Future[Any] | Future[Any], task: asyncio.Task[Any]) -> None:
     """Carry a task's end over the border; an error crosses without its frames."""
     error = None if task.cancelled() else task.exception()
@@ -245,6 +251,7 @@ def _settle(result: asyncio.Future[Any] | Future[Any], task: asyncio.Task[Any]) 
 
 
 def _result(result: Future[T], timeout_s: float | None) -> T:
+    __tracebackhide__ = True
     waited_s = 0.0
     while True:
         slice_s = 0.1 if timeout_s is None else min(0.1, max(timeout_s - waited_s, 0))

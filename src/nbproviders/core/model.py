@@ -163,7 +163,7 @@ class Model(ABC):
 async def generate_all(
     model: Model,
     requests: Sequence[Request],
-    on_done: Callable[[int, Completion | ProviderError], None | Awaitable[None]] | None = None,
+    on_done: Callable[[int, Completion | ProviderError], Awaitable[None] | None] | None = None,
 ) -> list[Completion | ProviderError]:
     """Answer many requests, ``info.parallel`` at once; a failure takes only its own place.
 

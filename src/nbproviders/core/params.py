@@ -25,7 +25,7 @@ Messages = Sequence[Mapping[str, str]]
 
 
 class GenerationParams(BaseModel):
-    """How to generate. ``None`` leaves a choice to the model (see each field).
+    r"""How to generate. ``None`` leaves a choice to the model (see each field).
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class GenerationParams(BaseModel):
 
     Examples
     --------
-    >>> GenerationParams(temperature=0, stop="\\n").stop
-    ('\\n',)
+    >>> GenerationParams(temperature=0, stop="\n").stop
+    ('\n',)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

@@ -110,8 +110,9 @@ class ModelSpec:
             )
         provider, colon, rest = text.strip().partition(":")
         if not colon or provider.lower() not in known:
+            wrong = f"Unknown provider {provider!r}" if colon else "No provider is named"
             raise ConfigurationError(
-                f"No known provider stands before the first colon of {text!r}",
+                f"{wrong} in the model reference {text!r}.",
                 hint=f"Write 'provider:model', with one of: {', '.join(sorted(known))}.",
             )
         model, options = split_options(rest)

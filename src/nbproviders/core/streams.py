@@ -85,6 +85,7 @@ class _Reading:
 
     def _take(self, item: object) -> Chunk | None:
         """Return a chunk, or None at the end; raise an error that came instead."""
+        __tracebackhide__ = True
         if isinstance(item, Completion):
             self._completion, self._ended = item, True
             return None
@@ -120,6 +121,7 @@ class ClientStream(_Reading, AsyncIterator[Chunk]):
         return self._port
 
     async def __anext__(self) -> Chunk:
+        __tracebackhide__ = True
         if self._ended:
             raise StopAsyncIteration
         home = self._begin()
@@ -199,6 +201,7 @@ class SyncStream(_Reading, Iterator[Chunk]):
         self._begun = False
 
     def __next__(self) -> Chunk:
+        __tracebackhide__ = True
         if self._ended:
             raise StopIteration
         if not self._begun:
@@ -215,6 +218,7 @@ class SyncStream(_Reading, Iterator[Chunk]):
         return chunk
 
     def _get(self) -> object:
+        __tracebackhide__ = True
         waited_s = 0.0
         while True:
             try:

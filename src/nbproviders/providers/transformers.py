@@ -14,12 +14,11 @@ from nbproviders.core.spec import ResourceKey, canonical
 from nbproviders.errors import (
     ConfigurationError,
     InsufficientMemoryError,
-    ModelAccessError,
     foreign,
 )
 from nbproviders.residency import residency
 from nbproviders.residency.entry import Progress
-from nbproviders.runtimes import checkpoints, devices, threads
+from nbproviders.runtimes import checkpoints, devices, hub, threads
 
 _CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -120,17 +119,28 @@ class TransformersProvider(WeightsProvider):
             values["device_map"] = {"": device}
         values.pop("device")
         values["dtype"] = _loaded_dtype(values["dtype"], device) or "auto"
-        if checkpoints.is_local(key.model) and not values["allow_pickle"]:
-            checkpoints.require_weights(Path(key.model), key.model)
+        self._check_access(key.model, values, progress)
         folder = checkpoints.folder_of(key.model, revision)
         sizes = checkpoints.read_weights(folder) if folder is not None and folder.is_dir() else None
+        progress.phase = "opening"
         with reporting(progress, sizes.tensors if sizes else {}):
             model = self._load_raw(key.model, values)
         tokenizer = self._tokenizer(key.model, values, progress)
         from nbproviders.runtimes.transformers import TransformersModel
 
+        loaded = TransformersModel(model, tokenizer, threads.claim(), parallel=parallel)
+        progress.phase = "warming up"
         progress.check()
-        return TransformersModel(model, tokenizer, threads.claim(), parallel=parallel)
+        loaded.warm_up()
+        return loaded
+
+    def _check_access(self, model: str, values: Mapping[str, Any], progress: Progress) -> None:
+        """Refuse early what cannot be loaded: libraries would retry an unreachable Hub for a minute."""
+        progress.phase = "checking access"
+        if not checkpoints.is_local(model):
+            hub.require_access(model, values["revision"] or "")
+        elif not values["allow_pickle"]:
+            checkpoints.require_weights(Path(model), model)
 
     def _tokenizer(self, model: str, values: Mapping[str, Any], progress: Progress) -> Any:
         progress.phase = "tokenizer"
@@ -198,8 +208,6 @@ class TransformersProvider(WeightsProvider):
         ModelAccessError
             With the reason: missing, gated, offline, no weights, or of the wrong class.
         """
-        from nbproviders.runtimes import hub
-
         if checkpoints.is_local(model_id):
             checkpoints.require_weights(Path(model_id).expanduser(), model_id)
             return True
@@ -275,6 +283,3 @@ def _reported(items: Iterable[Any], progress: Progress, sizes: Mapping[str, int]
         name = item[0] if isinstance(item, tuple) else item
         done += sizes.get(str(name), mean)
     progress.report(total, total, "weights")
-
-
-__all__ = ["ModelAccessError", "TransformersProvider"]

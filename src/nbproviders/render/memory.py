@@ -23,7 +23,8 @@ class Residents(list[Resident]):
             (
                 one.spec,
                 str(one.state) if one.progress is None else f"{one.state} {one.progress:.0%}",
-                ", ".join(f"{size_text(n)} on {device}" for device, n in one.bytes.items()) or "0 B",
+                ", ".join(f"{size_text(n)} on {device}" for device, n in one.bytes.items())
+                or "0 B",
                 str(one.handles),
                 str(one.running),
                 f"{one.idle_s:.0f} s",

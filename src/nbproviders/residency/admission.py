@@ -46,6 +46,7 @@ class Admission:
 
     async def load(self, entry: Entry, loader: Loader) -> Model:
         """Find room for a model and load it; once more after an eviction if memory ran out."""
+        entry.progress.phase = "measuring"
         charges = dict(await loader.estimate())
         await self._admit(entry, charges)
         entry.state = State.LOADING
@@ -60,6 +61,7 @@ class Admission:
         if self._reserve(entry, charges):
             return
         entry.state = State.WAITING
+        entry.progress.phase = "waiting for memory"
         if self._turn is None:
             self._turn = asyncio.Lock()
         async with self._turn:

@@ -40,7 +40,7 @@ class Progress:
     """
 
     def __init__(self) -> None:
-        self.phase = "waiting"
+        self.phase = "starting"
         self.done_bytes = 0
         self.total_bytes = 0
         self._stop = threading.Event()

@@ -172,14 +172,8 @@ def revision_of(folder: Path) -> str:
 
 
 def watched(folder: Path) -> tuple[Path, ...]:
-    """Return the few files whose change means that the folder now holds another model."""
-    weights = sorted(folder.glob("*.safetensors"))[:1]
-    return (*weights, folder / "config.json")
+    """Return the file whose change means that the folder now holds another model.
 
-
-def tied_bytes(folder: Path, weights: Weights) -> int:
-    """Return bytes stored twice for one tied embedding: charged once, as it is loaded once."""
-    config = json.loads((folder / "config.json").read_text())
-    tied = config.get("tie_word_embeddings", False)
-    both = {n for n in weights.tensors if n in ("lm_head.weight", "model.embed_tokens.weight")}
-    return weights.tensors["lm_head.weight"] if tied and len(both) == 2 else 0
+    One, not all: it is looked at each time a model is opened, which takes microseconds.
+    """
+    return tuple(sorted(folder.glob("*.safetensors"))[:1]) or (folder / "config.json",)

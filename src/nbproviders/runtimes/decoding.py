@@ -1,4 +1,4 @@
-"""Running one batch through ``generate()`` of transformers: rows that stop, stream and cancel by themselves."""
+"""One batch through ``generate()`` of transformers: rows stop, stream and cancel by themselves."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def plain_config(model: Any, pad_id: int, eos_ids: frozenset[int]) -> Any:
     from transformers import GenerationConfig
 
     own = model.generation_config
-    return GenerationConfig(  # type: ignore[no-untyped-call]
+    return GenerationConfig(
         do_sample=False,
         num_beams=1,
         repetition_penalty=1.0,

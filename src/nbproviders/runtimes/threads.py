@@ -33,6 +33,9 @@ class Worker:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"nbproviders-{name}", daemon=True)
         self._closed = False
+        self._ended = False
+        self._watchers: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
         self.claimed = False
         self._thread.start()
 
@@ -41,6 +44,11 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             job()
             del job  # an idle thread holds no reference to a model
+        with self._lock:
+            self._ended = True
+            watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher()
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function on the thread and return its result.
@@ -68,8 +76,16 @@ class Worker:
         if not self._closed:
             self._closed = True
             self._jobs.put(None)
-        if self._thread is not threading.current_thread():
-            await asyncio.to_thread(self._thread.join)
+        if self._thread is threading.current_thread():
+            return
+        # Not by joining in an executor: at the interpreter's end there are none any more.
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Any] = loop.create_future()
+        with self._lock:
+            if self._ended:
+                return
+            self._watchers.append(lambda: Mailbox(loop).post(_settle, ended, None, False))
+        await ended
 
 
 def _run_into(

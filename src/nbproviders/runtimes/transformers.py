@@ -92,6 +92,21 @@ class TransformersModel(Model):
 
     # On the worker's thread from here on
 
+    def warm_up(self) -> None:
+        """Generate one token, so that the first request does not pay for lazy imports and page faults.
+
+        What is wrong with a model then fails its load, not somebody's first prompt.
+        """
+        import torch
+
+        config = decoding.plain_config(self._model, self._pad_id, self._eos_ids)
+        config.max_new_tokens = 1
+        ids = torch.tensor([[self._pad_id]], device=self._model.device)
+        with torch.inference_mode():
+            self._model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
+            )
+
     def _run_batch(self, tickets: Sequence[Ticket]) -> None:
         try:
             rows = [row for ticket in tickets if (row := self._row(ticket)) is not None]
@@ -131,7 +146,7 @@ class TransformersModel(Model):
         prompt = request.prompt
         chat = not isinstance(prompt, str) or (bool(template) and request.chat is not False)
         if not chat:
-            ids = list(self._tokenizer(prompt)["input_ids"])
+            ids = list(self._tokenizer(prompt, verbose=False)["input_ids"])
             return ids or self._beginning(), False
         if not template:
             raise InvalidRequestError(
@@ -142,7 +157,10 @@ class TransformersModel(Model):
         text = self._tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True
         )
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]), True
+        # Not verbose: a prompt that is too long is refused below, with both numbers.
+        return list(
+            self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ), True
 
     def _beginning(self) -> list[int]:
         """What an empty text stands for: the beginning token alone."""

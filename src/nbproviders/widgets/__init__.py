@@ -1,0 +1,1 @@
+"""What people click on in a notebook. Widgets import ipywidgets, so nothing else imports them."""

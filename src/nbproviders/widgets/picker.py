@@ -1,0 +1,417 @@
+"""`ModelPicker`: choose a provider and a model, load and unload it, see what is in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import re
+from contextlib import suppress
+from typing import Any
+
+import ipywidgets as widgets
+import traitlets
+
+from nbproviders import registry, session
+from nbproviders.catalog import aliases
+from nbproviders.core.client import Client
+from nbproviders.core.spec import ModelSpec, ResourceKey, is_secret, split_options
+from nbproviders.errors import ConfigurationError, ProviderError, scrub
+from nbproviders.residency.memory import size_text
+from nbproviders.widgets import loading
+from nbproviders.widgets.loading import CELL, MUTED, Loading
+from nbproviders.widgets.tasks import Home, Job, State, clicks_note, told
+
+_PREFERRED = (("transformers", "demo-m"), ("echo", "echo"))
+_LABEL = "92px"
+_WIDE = "640px"
+_CODE = "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)"
+_SIGNS = {"done": "✓", "failed": "✗", "busy": "…", "": "·"}
+
+
+class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not typed
+    """Choose a model and load it by a click; use it in the next cells as ``picker.model``.
+
+    Parameters
+    ----------
+    spec
+        What is chosen at first; by default the shipped ``transformers:demo-m``, or ``echo:echo`` where
+        transformers is not installed.
+
+    Attributes
+    ----------
+    spec
+        What is chosen; empty while the fields make no valid reference. Setting it fills the fields.
+    model
+        The open client, or None. Loading another model closes it; so does `close`.
+    error
+        Why the last action failed or the fields are not valid; empty if all is well.
+
+    Raises
+    ------
+    ConfigurationError
+        For a `spec` that is no reference, here or set later.
+    """
+
+    spec = traitlets.Unicode()
+    model = traitlets.Instance(Client, allow_none=True)
+    error = traitlets.Unicode()
+
+    def __init__(self, spec: str = "", **kwargs: Any) -> None:
+        chosen = ModelSpec.parse(spec, registry.names()).text if spec else _first()
+        self._filling = self._loadable = False
+        self._said = ("", "")
+        self._provider_shown = ""
+        self._models: dict[str, str] = dict(_PREFERRED)
+        self._loaded: tuple[str, ResourceKey | None] = ("", None)
+        self._home = home = Home()
+        self._loads: Job[tuple[Client, ResourceKey]] = Job(
+            lambda: self._changed(self._loads), self._show, home
+        )
+        self._unloads: Job[int] = Job(lambda: self._changed(self._unloads), home=home)
+        self._build()
+        super().__init__(children=self._children(), **kwargs)
+        self._suggest_providers()
+        self.spec = chosen
+
+    # What people and code do
+
+    def load(self) -> None:
+        """Start to load what is chosen, as the button does; `model` is set when it is there."""
+        if not self._loadable or self._busy:
+            return
+        spec = self.spec
+        self.error, self._bar.value = "", 0.0
+        self._say("busy", f"Loading {spec}")
+        self._loads.start(lambda tell: loading.load(spec, tell), lambda got: self._take(spec, *got))
+
+    def unload(self) -> None:
+        """Start to free the memory of what is chosen, as the button does."""
+        if not self._loadable or self._busy:
+            return
+        spec = self.spec
+        self.error = ""
+        if self._loaded[0] == spec:
+            self._drop()
+        self._say("busy", f"Unloading {spec}; running calls are waited for")
+        self._unloads.start(
+            lambda _: asyncio.to_thread(session.unload, spec),
+            lambda freed: self._say("done", _freed(spec, freed)),
+        )
+
+    def stop(self) -> None:
+        """Stop waiting for a load or unload, as the button does; what was begun is undone behind."""
+        if self._loads.busy:
+            self._say("", "Stopped; nothing was loaded.")
+        if self._unloads.busy:
+            self._say("", "No longer waiting; the memory comes back when the running calls end.")
+        self._loads.stop()
+        self._unloads.stop()
+
+    def close(self) -> None:
+        """Give the model back and take the widget off the page."""
+        if hasattr(self, "_home"):  # not if it could not even be made
+            self.stop()
+            self._drop()
+            for part in self._parts:
+                part.close()
+        super().close()
+
+    # The parts
+
+    def _build(self) -> None:
+        style = {"description_width": _LABEL}
+        wide = widgets.Layout(width="100%", max_width=_WIDE)
+        common: dict[str, Any] = {"style": style, "layout": wide}
+        self._provider = widgets.Dropdown(
+            description="Provider", tooltip="Who runs the model", **common
+        )
+        self._model = widgets.Combobox(
+            description="Model",
+            placeholder="name, alias, Hub id or path",
+            tooltip="A model of this provider: type a name or choose one",
+            continuous_update=False,
+            **common,
+        )
+        self._options = widgets.Text(
+            description="Options",
+            placeholder="optional, such as n_ctx=512&dtype=float32",
+            tooltip="Load options, written name=value and joined with &",
+            continuous_update=False,
+            **common,
+        )
+        self._code = widgets.Textarea(
+            description="Same in code", tooltip="The code that does the same", rows=2, **common
+        )
+        self._buttons = [
+            _button("Load", "primary", "Load the model and keep it in memory"),
+            _button("Unload", "", "Free the memory of the model"),
+            _button("Stop", "", "Stop loading or unloading"),
+        ]
+        for button, action in zip(self._buttons, (self.load, self.unload, self.stop), strict=True):
+            button.on_click(lambda _, action=action: self._home.call(action))
+        self._bar = widgets.FloatProgress(
+            min=0.0, max=1.0, description="Progress", style=style, layout=wide
+        )
+        self._status, self._table, self._note = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        for field in (self._provider, self._model, self._options):
+            field.observe(lambda _: self._home.call(self._read), "value")
+        self._code.observe(lambda _: self._home.call(self._show_code), "value")
+
+    def _children(self) -> list[Any]:
+        for part in (self._status, self._table, self._note):
+            part.layout = widgets.Layout(margin=f"0 0 0 calc({_LABEL} + 6px)", width="auto")
+        row = widgets.HBox(
+            self._buttons,
+            layout=widgets.Layout(margin=f"0 0 0 calc({_LABEL} + 4px)", flex_flow="row wrap"),
+        )
+        self._note.value = f'<span style="{MUTED}">{html.escape(clicks_note())}</span>'
+        fields = [self._provider, self._model, self._options]
+        shown = [*fields, row, self._bar, self._status, self._table, self._code]
+        self._parts = [*shown, *self._buttons, self._note]
+        return [*shown, self._note] if clicks_note() else shown
+
+    def _suggest_providers(self) -> None:
+        listed = registry.list_available()
+        labels = [
+            (name if info.available else f"{name} (not available)", name)
+            for name, info in listed.items()
+        ]
+        self._filling = True
+        try:
+            self._provider.options = labels
+        finally:
+            self._filling = False
+
+    # From fields to spec, and back
+
+    @traitlets.validate("spec")
+    def _checked(self, proposal: Any) -> str:
+        text: str = proposal["value"]
+        return ModelSpec.parse(text, registry.names()).text if text else ""
+
+    @traitlets.observe("spec")
+    def _fill(self, _: object) -> None:
+        if self._filling:
+            return
+        provider, model, query = self._provider.value, "", ""
+        if self.spec:
+            parsed = ModelSpec.parse(self.spec, registry.names())
+            provider, model, query = parsed.provider, parsed.model, parsed.name.partition("?")[2]
+            self._models[provider] = model
+        if provider not in {name for _, name in self._provider.options}:
+            self._suggest_providers()
+        self._filling = True
+        try:
+            self._provider.value, self._model.value = provider, model
+            self._options.value = query
+        finally:
+            self._filling = False
+        self._chosen("")
+
+    def _read(self) -> None:
+        """Make the reference that the fields mean; say what is wrong if they mean none."""
+        if self._filling:
+            return
+        self._filling = True
+        try:
+            found, error = self._composed(), ""
+        except ProviderError as failure:
+            found, error = "", told(failure)
+            self._forget_secrets()
+        try:
+            self.spec = found
+        finally:
+            self._filling = False
+        self._chosen(error)
+
+    def _composed(self) -> str:
+        provider: str = self._provider.value
+        if self._provider_shown != provider:  # another one: what was last chosen of it
+            self._model.value = self._models.get(provider, "")
+            self._options.value = ""
+        self._provider_shown = provider
+        if _holds_secret(self._model.value):
+            raise ConfigurationError(
+                "A key or password was typed as a model's name; it was taken out of the field.",
+                hint="Keys belong in environment variables, or to the provider.",
+            )
+        name, written = split_options(self._model.value.strip())
+        query = self._options.value.strip()
+        _, options = split_options(f"?{query}" if query else "")
+        spec = ModelSpec.of(provider, name, {**written, **options})
+        self._models[provider] = self._model.value.strip()
+        return spec.text
+
+    def _forget_secrets(self) -> None:
+        """Empty a field that holds a secret: what is in a widget is saved with the notebook."""
+        for field in (self._model, self._options):
+            if _holds_secret(field.value):
+                field.value = ""
+
+    def _chosen(self, error: str) -> None:
+        """Show what follows from the choice: its reason if unavailable, suggestions, code."""
+        provider: str = self._provider.value
+        self._provider_shown = provider
+        info = registry.list_available().get(provider)
+        reason = info.reason if info is not None and not info.available else ""
+        self._loadable = bool(self.spec) and not reason
+        self.error = error or (f"{provider} is not available: {reason}" if reason else "")
+        with suppress(ProviderError):  # a broken settings file: told at the load
+            self._model.options = _suggestions(provider)
+        if self._busy:
+            pass  # what is under way is told
+        elif self.error:
+            self._say("failed", self.error)
+        elif self.model is None or self._loaded[0] != self.spec:
+            self._say("", "Not loaded.")
+        else:
+            self._say("done", f"Loaded {self.spec}.")
+        self._show_code()
+        self._refresh()
+
+    # What is shown
+
+    @property
+    def _busy(self) -> bool:
+        return self._loads.busy or self._unloads.busy
+
+    def _show(self, told: list[Loading]) -> None:
+        last = told[-1]
+        self._bar.value = last.fraction or 0.0
+        self._say("busy", last.text)
+        self._show_table()
+
+    def _changed(self, job: Job[Any]) -> None:
+        if job.state is State.FAILED:
+            self.error = job.error
+            self._say("failed", job.error)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        load, unload, stop = self._buttons
+        load.disabled = unload.disabled = not self._loadable or self._busy
+        stop.disabled = not self._busy
+        for field in (self._provider, self._model, self._options):
+            field.disabled = self._busy
+        self._bar.layout.display = "" if self._loads.busy else "none"
+        self._show_table()
+
+    def _say(self, kind: str, text: str) -> None:
+        self._said = (kind, text)
+        shown = html.escape(f"{_SIGNS[kind]} {text}").replace("\n", "<br>")
+        color = f"color:var(--jp-{'error' if kind == 'failed' else 'ui-font'}-color1,inherit)"
+        self._status.value = (
+            f'<div role="status" aria-live="polite" style="{color};line-height:1.5;'
+            f'overflow-wrap:anywhere">{shown}</div>'
+        )
+
+    def _show_table(self) -> None:
+        self._table.value = loading.residents_html(session.residents())
+
+    def _show_code(self) -> None:
+        """Show the code; what is typed over it is put back, for the field is there to copy from."""
+        self._code.value = _code(self.spec)
+
+    # The model
+
+    def _take(self, spec: str, client: Client, key: ResourceKey) -> None:
+        """Take the client of a finished load, unless the open one is of the same model."""
+        if self.model is not None and not self.model.closed and self._loaded == (spec, key):
+            client.close()
+        else:
+            self._drop()
+            self._loaded = (spec, key)
+            self.model = client
+        self._bar.value = 1.0
+        self._say("done", f"Loaded {spec}. Use it as picker.model.")
+
+    def _drop(self) -> None:
+        client, self.model = self.model, None
+        if client is not None:
+            client.close()
+
+    # Without a kernel or a front end
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """Return the widget's view, and its state as HTML and text for where no widget can be shown."""
+        bundle = dict(super()._repr_mimebundle_(**kwargs) or {})
+        bundle["text/plain"] = self._text()
+        bundle["text/html"] = self._html()
+        return bundle
+
+    def _facts(self) -> list[tuple[str, str]]:
+        providers = [
+            name if info.available else f"{name} (not available: {info.reason})"
+            for name, info in registry.list_available().items()
+        ]
+        sign, text = _SIGNS[self._said[0]], self._said[1]
+        facts = [("Model", self.spec or "none chosen"), ("Status", f"{sign} {text}")]
+        facts += [("Providers" if i == 0 else "", line) for i, line in enumerate(providers)]
+        held = [loading.row(one) for one in session.residents()]
+        memory = [f"{spec}: {size}, {state}" for spec, state, size, _ in held]
+        facts += [
+            ("In memory" if i == 0 else "", line) for i, line in enumerate(memory or ["nothing"])
+        ]
+        return facts
+
+    def _text(self) -> str:
+        lines = [f"{head:<10} {text}" for head, text in self._facts()]
+        return "\n".join(["ModelPicker", *lines, _code(self.spec)])
+
+    def _html(self) -> str:
+        rows = "".join(
+            f'<tr><th scope="row" style="{CELL}">{html.escape(head)}</th>'
+            f'<td style="{CELL}">{html.escape(text)}</td></tr>'
+            for head, text in self._facts()
+        )
+        code = f'<pre style="{_CODE};white-space:pre-wrap">{html.escape(_code(self.spec))}</pre>'
+        return f"<table><tbody>{rows}</tbody></table>{code}"
+
+
+def _button(text: str, style: str, tooltip: str) -> Any:
+    layout = widgets.Layout(width="96px")
+    return widgets.Button(description=text, button_style=style, tooltip=tooltip, layout=layout)
+
+
+def _first() -> str:
+    listed = registry.list_available()
+    for provider, model in _PREFERRED:
+        if provider in listed and listed[provider].available:
+            return f"{provider}:{model}"
+    return ""
+
+
+def _suggestions(provider: str) -> list[str]:
+    """Return models of a provider that have a name here, the most likely first."""
+    named = [name for name, targets in aliases.known().items() if provider in targets]
+    other = [
+        name
+        for name, targets in aliases.known().items()
+        if aliases.ANY in targets and provider not in targets
+    ]
+    held = [one.spec for one in session.residents()]
+    resident = [
+        ModelSpec.parse(spec, registry.names()).model
+        for spec in held
+        if spec.startswith(f"{provider}:")
+    ]
+    first = [model for name, model in _PREFERRED if name == provider]
+    return list(dict.fromkeys([*first, *resident, *reversed(named), *other]))
+
+
+def _holds_secret(text: str) -> bool:
+    parts = [part.partition("=") for part in re.split(r"[?&\s]", text)]
+    named = any(is_secret(name, value) or is_secret("", name) for name, _, value in parts)
+    return named or scrub(text) != text
+
+
+def _freed(spec: str, count: int) -> str:
+    return f"Unloaded {spec}: {size_text(count)} came back." if count else f"Unloaded {spec}."
+
+
+def _code(spec: str) -> str:
+    if not spec:
+        return ""
+    written = json.dumps(spec, ensure_ascii=False)
+    return f"m = await nbp.load({written})\nnbp.unload({written})  # frees its memory"

@@ -1,0 +1,148 @@
+"""What is shipped: the wheel's contents, the extras, and the one set of pinned versions."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path, PurePosixPath
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def name_of(requirement: str) -> str:
+    """Return the normalised name of the distribution a requirement asks for."""
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found is not None, requirement
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def asked_by(extra: str) -> set[str]:
+    """Return the distributions of an extra, those of the extras it refers to included."""
+    names = set()
+    for requirement in EXTRAS[extra]:
+        if name_of(requirement) == "nbproviders":
+            inner = requirement[requirement.index("[") + 1 : requirement.index("]")]
+            names |= {name for other in inner.split(",") for name in asked_by(other.strip())}
+        else:
+            names.add(name_of(requirement))
+    return names
+
+
+def pins() -> dict[str, str]:
+    """Return the pinned version of each distribution in constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return dict(line.split("==") for line in found)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> list[str]:
+    """Build the wheel and return the names of the files in it."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    ran = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (built,) = folder.glob("*.whl")
+    with ZipFile(built) as archive:
+        return archive.namelist()
+
+
+@pytest.mark.parametrize("name", ["demo-xs", "demo-s", "demo-m"])
+def test_wheel_has_demo_weights(wheel, name):
+    """Each demo model runs from an installed wheel, without the source tree."""
+    folder = f"nbproviders/demo/weights/{name}"
+    files = {PurePosixPath(file).name for file in wheel if file.startswith(f"{folder}/")}
+    assert files >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_wheel_has_model_card(wheel):
+    """The card that says what the demo models are travels with them."""
+    assert any(re.fullmatch(r"nbproviders/demo/weights/\w+\.md", name) for name in wheel)
+
+
+def test_wheel_has_notebooks(wheel):
+    """The notebooks are those of the source tree, and at least the quickstart."""
+    shipped = {name for name in wheel if name.startswith("nbproviders/notebooks/")}
+    assert "nbproviders/notebooks/01_quickstart.ipynb" in shipped
+    sources = (ROOT / "notebooks").glob("*.ipynb")
+    assert shipped >= {f"nbproviders/notebooks/{path.name}" for path in sources}
+
+
+def test_wheel_has_every_package_file(wheel):
+    """Nothing of the package stays behind, neither the type marker nor data beside the code."""
+    assert "nbproviders/py.typed" in wheel
+    source = ROOT / "src"
+    files = {path for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert {path.relative_to(source).as_posix() for path in files} <= set(wheel)
+
+
+def test_wheel_has_nothing_else(wheel):
+    """No tests, caches or checkpoints; one top-level package."""
+    tops = {PurePosixPath(name).parts[0] for name in wheel}
+    version = PROJECT["version"]
+    assert tops == {"nbproviders", f"nbproviders-{version}.dist-info"}
+    unwanted = re.compile(r"(^|/)(tests?/|test_|conftest|__pycache__|\.)")
+    assert [name for name in wheel if unwanted.search(name)] == []
+
+
+def test_versions_agree():
+    """The package tells the version it was built as."""
+    import nbproviders
+
+    assert nbproviders.__version__ == PROJECT["version"]
+
+
+def test_all_leaves_out_what_pins_its_own_torch():
+    """``pip install "nbproviders[all]"`` must not bring what only installs alone or on a GPU."""
+    assert asked_by("all") & {"vllm", "unsloth", "bitsandbytes"} == set()
+    assert asked_by("all") >= asked_by("transformers") | asked_by("llama-cpp") | asked_by("lab")
+
+
+@pytest.mark.parametrize("extra", ["local", "dev"])
+def test_readme_extras_need_no_compiler(extra):
+    """The extras of the README's commands install from wheels alone."""
+    assert asked_by(extra) & {"llama-cpp-python", *asked_by("all") - asked_by("local")} == set()
+
+
+def test_no_name_in_two_extras():
+    """Each third-party name sits in one extra, so that it has one bound to keep."""
+    core = [name_of(requirement) for requirement in PROJECT["dependencies"]]
+    named = [name_of(line) for lines in EXTRAS.values() for line in lines]
+    names = [*core, *(name for name in named if name != "nbproviders")]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_pins_are_exact_and_public():
+    """Each line is ``name==version``: no local version (+cpu), no marker, no address."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    wrong = [
+        line
+        for line in lines
+        if line and not line.startswith("#") and not re.fullmatch(r"[a-z0-9-]+==[0-9][\w.]*", line)
+    ]
+    assert wrong == []
+
+
+def test_pins_cover_what_is_asked_for():
+    """Every distribution of the core and of all extras is pinned."""
+    asked = {name_of(requirement) for requirement in PROJECT["dependencies"]}
+    asked |= {name for extra in EXTRAS for name in asked_by(extra)}
+    assert asked - set(pins()) == set()
+
+
+def test_entry_points_exist():
+    """What the package announces can be imported."""
+    from importlib import import_module
+
+    announced = [*PROJECT["scripts"].values()]
+    announced += PROJECT["entry-points"]["nbproviders.providers"].values()
+    for target in announced:
+        module, _, name = target.partition(":")
+        assert hasattr(import_module(module), name), target
