@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -174,6 +174,9 @@ def ours(found: Import) -> str | None:
     return (rest or "__init__") if top == "nbproviders" else None
 
 
+Rule = Callable[[list[Module]], list[str]]
+
+
 def unplanned(modules: list[Module]) -> list[str]:
     return [module.name for module in modules if not place(module.name)[1]]
 
@@ -263,30 +266,30 @@ def modules() -> list[Module]:
 @pytest.mark.parametrize(
     "rule", [unplanned, climbing, reaching_providers, cycles, misplaced_packages, too_long]
 )
-def test_rule(rule, modules):
+def test_rule(rule: Rule, modules: list[Module]) -> None:
     """No module of the package breaks it."""
     assert rule(modules) == []
 
 
-def test_folders_are_packages():
+def test_folders_are_packages() -> None:
     """Each folder of modules is a regular package: no namespace package shadows or is shadowed."""
     assert without_init(SOURCE) == []
 
 
-def test_heavy_packages_are_late():
+def test_heavy_packages_are_late() -> None:
     """The tables let nothing heavy be imported with a module, but widgets by widgets."""
     early = {package: rooms for package, rooms in AT_ONCE.items() if package in HEAVY}
     assert early == {"ipywidgets": {"widgets"}}
 
 
-def test_import_is_light():
+def test_import_is_light() -> None:
     """``import nbproviders`` brings none of the packages that take long to import."""
     code = f"import sys, nbproviders; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == []
 
 
-def test_public_names_are_no_submodules():
+def test_public_names_are_no_submodules() -> None:
     """A public name that is also a submodule would change its meaning once that is imported."""
     import nbproviders
 
@@ -330,7 +333,7 @@ LONG_BODY = "def f():\n    '''Say.'''\n" + "    a = 1\n" * (FUNCTION_LINES + 1)
         (too_long, "cli", LONG_BODY, "f: 41 lines"),
     ],
 )
-def test_rule_can_fail(rule, name, text, finding, tmp_path):
+def test_rule_can_fail(rule: Rule, name: str, text: str, finding: str, tmp_path: Path) -> None:
     """A planted breach is found: the rules above do not pass by looking away."""
     plant(tmp_path, {"registry": "", "providers.__init__": ""})
     plant(tmp_path, {"core.b": "import nbproviders.core.a", name: text})
@@ -350,7 +353,7 @@ def test_rule_can_fail(rule, name, text, finding, tmp_path):
         ("cli", "def f():\n    '''" + "Say.\n" * 99 + "'''"),
     ],
 )
-def test_rules_let_pass(name, text, tmp_path):
+def test_rules_let_pass(name: str, text: str, tmp_path: Path) -> None:
     """What the plan allows is no finding."""
     plant(tmp_path, {name: text})
     modules = read(tmp_path)

@@ -25,7 +25,7 @@ def name_of(requirement: str) -> str:
 
 def asked_by(extra: str) -> set[str]:
     """Return the distributions of an extra, those of the extras it refers to included."""
-    names = set()
+    names: set[str] = set()
     for requirement in EXTRAS[extra]:
         if name_of(requirement) == "nbproviders":
             inner = requirement[requirement.index("[") + 1 : requirement.index("]")]
@@ -43,7 +43,7 @@ def pins() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> list[str]:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Build the wheel and return the names of the files in it."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
@@ -55,19 +55,19 @@ def wheel(tmp_path_factory) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["demo-xs", "demo-s", "demo-m"])
-def test_wheel_has_demo_weights(wheel, name):
+def test_wheel_has_demo_weights(wheel: list[str], name: str) -> None:
     """Each demo model runs from an installed wheel, without the source tree."""
     folder = f"nbproviders/demo/weights/{name}"
     files = {PurePosixPath(file).name for file in wheel if file.startswith(f"{folder}/")}
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
-def test_wheel_has_model_card(wheel):
+def test_wheel_has_model_card(wheel: list[str]) -> None:
     """The card that says what the demo models are travels with them."""
     assert any(re.fullmatch(r"nbproviders/demo/weights/\w+\.md", name) for name in wheel)
 
 
-def test_wheel_has_notebooks(wheel):
+def test_wheel_has_notebooks(wheel: list[str]) -> None:
     """The notebooks are those of the source tree, and at least the quickstart."""
     shipped = {name for name in wheel if name.startswith("nbproviders/notebooks/")}
     assert "nbproviders/notebooks/01_quickstart.ipynb" in shipped
@@ -75,7 +75,7 @@ def test_wheel_has_notebooks(wheel):
     assert shipped >= {f"nbproviders/notebooks/{path.name}" for path in sources}
 
 
-def test_wheel_has_every_package_file(wheel):
+def test_wheel_has_every_package_file(wheel: list[str]) -> None:
     """Nothing of the package stays behind, neither the type marker nor data beside the code."""
     assert "nbproviders/py.typed" in wheel
     source = ROOT / "src"
@@ -83,7 +83,7 @@ def test_wheel_has_every_package_file(wheel):
     assert {path.relative_to(source).as_posix() for path in files} <= set(wheel)
 
 
-def test_wheel_has_nothing_else(wheel):
+def test_wheel_has_nothing_else(wheel: list[str]) -> None:
     """No tests, caches or checkpoints; one top-level package."""
     tops = {PurePosixPath(name).parts[0] for name in wheel}
     version = PROJECT["version"]
@@ -92,26 +92,26 @@ def test_wheel_has_nothing_else(wheel):
     assert [name for name in wheel if unwanted.search(name)] == []
 
 
-def test_versions_agree():
+def test_versions_agree() -> None:
     """The package tells the version it was built as."""
     import nbproviders
 
     assert nbproviders.__version__ == PROJECT["version"]
 
 
-def test_all_leaves_out_what_pins_its_own_torch():
+def test_all_leaves_out_what_pins_its_own_torch() -> None:
     """``pip install "nbproviders[all]"`` must not bring what only installs alone or on a GPU."""
     assert asked_by("all") & {"vllm", "unsloth", "bitsandbytes"} == set()
     assert asked_by("all") >= asked_by("transformers") | asked_by("llama-cpp") | asked_by("lab")
 
 
 @pytest.mark.parametrize("extra", ["local", "dev"])
-def test_readme_extras_need_no_compiler(extra):
+def test_readme_extras_need_no_compiler(extra: str) -> None:
     """The extras of the README's commands install from wheels alone."""
     assert asked_by(extra) & {"llama-cpp-python", *asked_by("all") - asked_by("local")} == set()
 
 
-def test_no_name_in_two_extras():
+def test_no_name_in_two_extras() -> None:
     """Each third-party name sits in one extra, so that it has one bound to keep."""
     core = [name_of(requirement) for requirement in PROJECT["dependencies"]]
     named = [name_of(line) for lines in EXTRAS.values() for line in lines]
@@ -119,7 +119,7 @@ def test_no_name_in_two_extras():
     assert sorted(names) == sorted(set(names))
 
 
-def test_pins_are_exact_and_public():
+def test_pins_are_exact_and_public() -> None:
     """Each line is ``name==version``: no local version (+cpu), no marker, no address."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     wrong = [
@@ -130,14 +130,14 @@ def test_pins_are_exact_and_public():
     assert wrong == []
 
 
-def test_pins_cover_what_is_asked_for():
+def test_pins_cover_what_is_asked_for() -> None:
     """Every distribution of the core and of all extras is pinned."""
     asked = {name_of(requirement) for requirement in PROJECT["dependencies"]}
     asked |= {name for extra in EXTRAS for name in asked_by(extra)}
     assert asked - set(pins()) == set()
 
 
-def test_entry_points_exist():
+def test_entry_points_exist() -> None:
     """What the package announces can be imported."""
     from importlib import import_module
 

@@ -76,8 +76,12 @@ def folder_of(model: str, revision: str | None = None) -> Path | None:
     if is_local(model):
         return Path(model).expanduser()
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(model, "config.json", revision=revision)
+    try:
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
+    except HFValidationError:  # no Hub id either; loading says so
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -13,16 +13,14 @@ import ipywidgets as widgets
 import traitlets
 
 from nbproviders import registry, session
-from nbproviders.catalog import aliases
 from nbproviders.core.client import Client
 from nbproviders.core.spec import ModelSpec, ResourceKey, is_secret, split_options
 from nbproviders.errors import ConfigurationError, ProviderError, scrub
 from nbproviders.residency.memory import size_text
-from nbproviders.widgets import loading
-from nbproviders.widgets.loading import CELL, MUTED, Loading
+from nbproviders.widgets import models
+from nbproviders.widgets.models import CELL, MUTED, Loading
 from nbproviders.widgets.tasks import Home, Job, State, clicks_note, told
 
-_PREFERRED = (("transformers", "demo-m"), ("echo", "echo"))
 _LABEL = "92px"
 _WIDE = "640px"
 _CODE = "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)"
@@ -58,11 +56,11 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
     error = traitlets.Unicode()
 
     def __init__(self, spec: str = "", **kwargs: Any) -> None:
-        chosen = ModelSpec.parse(spec, registry.names()).text if spec else _first()
+        chosen = ModelSpec.parse(spec, registry.names()).text if spec else models.first()
         self._filling = self._loadable = False
         self._said = ("", "")
         self._provider_shown = ""
-        self._models: dict[str, str] = dict(_PREFERRED)
+        self._models: dict[str, str] = dict(models.PREFERRED)
         self._loaded: tuple[str, ResourceKey | None] = ("", None)
         self._home = home = Home()
         self._loads: Job[tuple[Client, ResourceKey]] = Job(
@@ -83,7 +81,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         spec = self.spec
         self.error, self._bar.value = "", 0.0
         self._say("busy", f"Loading {spec}")
-        self._loads.start(lambda tell: loading.load(spec, tell), lambda got: self._take(spec, *got))
+        self._loads.start(lambda tell: models.load(spec, tell), lambda got: self._take(spec, *got))
 
     def unload(self) -> None:
         """Start to free the memory of what is chosen, as the button does."""
@@ -258,7 +256,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         self._loadable = bool(self.spec) and not reason
         self.error = error or (f"{provider} is not available: {reason}" if reason else "")
         with suppress(ProviderError):  # a broken settings file: told at the load
-            self._model.options = _suggestions(provider)
+            self._model.options = models.suggestions(provider)
         if self._busy:
             pass  # what is under way is told
         elif self.error:
@@ -307,7 +305,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         )
 
     def _show_table(self) -> None:
-        self._table.value = loading.residents_html(session.residents())
+        self._table.value = models.residents_html(session.residents())
 
     def _show_code(self) -> None:
         """Show the code; what is typed over it is put back, for the field is there to copy from."""
@@ -348,7 +346,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         sign, text = _SIGNS[self._said[0]], self._said[1]
         facts = [("Model", self.spec or "none chosen"), ("Status", f"{sign} {text}")]
         facts += [("Providers" if i == 0 else "", line) for i, line in enumerate(providers)]
-        held = [loading.row(one) for one in session.residents()]
+        held = [models.row(one) for one in session.residents()]
         memory = [f"{spec}: {size}, {state}" for spec, state, size, _ in held]
         facts += [
             ("In memory" if i == 0 else "", line) for i, line in enumerate(memory or ["nothing"])
@@ -374,36 +372,12 @@ def _button(text: str, style: str, tooltip: str) -> Any:
     return widgets.Button(description=text, button_style=style, tooltip=tooltip, layout=layout)
 
 
-def _first() -> str:
-    listed = registry.list_available()
-    for provider, model in _PREFERRED:
-        if provider in listed and listed[provider].available:
-            return f"{provider}:{model}"
-    return ""
-
-
-def _suggestions(provider: str) -> list[str]:
-    """Return models of a provider that have a name here, the most likely first."""
-    named = [name for name, targets in aliases.known().items() if provider in targets]
-    other = [
-        name
-        for name, targets in aliases.known().items()
-        if aliases.ANY in targets and provider not in targets
-    ]
-    held = [one.spec for one in session.residents()]
-    resident = [
-        ModelSpec.parse(spec, registry.names()).model
-        for spec in held
-        if spec.startswith(f"{provider}:")
-    ]
-    first = [model for name, model in _PREFERRED if name == provider]
-    return list(dict.fromkeys([*first, *resident, *reversed(named), *other]))
-
-
 def _holds_secret(text: str) -> bool:
-    parts = [part.partition("=") for part in re.split(r"[?&\s]", text)]
-    named = any(is_secret(name, value) or is_secret("", name) for name, _, value in parts)
-    return named or scrub(text) != text
+    for part in re.split(r"[?&\s]", text):
+        name, equals, value = part.partition("=")
+        if is_secret(name, value) if equals else is_secret("", part):
+            return True
+    return scrub(text) != text
 
 
 def _freed(spec: str, count: int) -> str:

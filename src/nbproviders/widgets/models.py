@@ -1,4 +1,4 @@
-"""Loading a model as a widget's job, and what is in memory as a small table."""
+"""Models as widgets show them: what may be chosen, how a load goes, what is in memory."""
 
 from __future__ import annotations
 
@@ -8,18 +8,47 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nbproviders import registry
+from nbproviders import registry, session
 from nbproviders.authoring.opening import ModelContext
+from nbproviders.catalog import aliases
 from nbproviders.core.client import Client
-from nbproviders.core.spec import ResourceKey
+from nbproviders.core.spec import ModelSpec, ResourceKey
 from nbproviders.residency import residency as residencies
-from nbproviders.residency.entry import Loader, Resident, State
+from nbproviders.residency.entry import Entry, Loader, Resident, State
 from nbproviders.residency.memory import size_text
 from nbproviders.widgets.tasks import Tell
 
+PREFERRED = (("transformers", "demo-m"), ("echo", "echo"))
 POLL_S = 0.05
 CELL = "text-align:left;padding:2px 14px 2px 0;vertical-align:top;overflow-wrap:anywhere"
 MUTED = "color:var(--jp-ui-font-color2,inherit)"
+
+
+def first() -> str:
+    """Return what to choose at first: the shipped model, or echo where it cannot run."""
+    listed = registry.list_available()
+    for provider, model in PREFERRED:
+        if provider in listed and listed[provider].available:
+            return f"{provider}:{model}"
+    return ""
+
+
+def suggestions(provider: str) -> list[str]:
+    """Return models of a provider that have a name here, the most likely first."""
+    named = [name for name, targets in aliases.known().items() if provider in targets]
+    other = [
+        name
+        for name, targets in aliases.known().items()
+        if aliases.ANY in targets and provider not in targets
+    ]
+    held = [one.spec for one in session.residents()]
+    resident = [
+        ModelSpec.parse(spec, registry.names()).model
+        for spec in held
+        if spec.startswith(f"{provider}:")
+    ]
+    first = [model for name, model in PREFERRED if name == provider]
+    return list(dict.fromkeys([*first, *resident, *reversed(named), *other]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +67,9 @@ async def load(spec: str, tell: Tell) -> tuple[Client, ResourceKey]:
     try:
         while not work.done():
             await asyncio.wait({work}, timeout=POLL_S)
-            loading = _loading(spec, loader)
-            if loading is not None:
-                tell(loading)
+            entry = residencies.default().find(loader.key)
+            if entry is not None and entry.model is None:
+                tell(describe(spec, entry))
         return await work, loader.key
     finally:
         work.cancel()
@@ -52,15 +81,13 @@ async def _opened(context: ModelContext, loader: Loader) -> Client:
         return await context.open()
 
 
-def _loading(spec: str, loader: Loader) -> Loading | None:
-    entry = residencies.default().find(loader.key)
-    if entry is None or entry.model is not None:
-        return None
+def describe(spec: str, entry: Entry) -> Loading:
+    """Return how far a model is that is not in memory yet."""
     progress = entry.progress
     text = f"Loading {spec}: {progress.phase}"
     if entry.state is State.WAITING:
         text = f"Waiting for memory to load {spec}"
-    if progress.total_bytes:
+    elif progress.total_bytes:
         text += f", {size_text(progress.done_bytes)} of {size_text(progress.total_bytes)}"
     return Loading(text, progress.fraction)
 

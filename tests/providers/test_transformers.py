@@ -1,0 +1,259 @@
+"""The provider ``transformers``: from a name to a model in memory, or an error that says what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import nbproviders as nbp
+from nbproviders.errors import ForeignError
+from nbproviders.providers.transformers import TransformersProvider
+from tests.tiny import write_llama
+
+pytest.importorskip("torch")
+
+PUBLISHED = os.environ.get("NBPROVIDERS_TEST_MODELS", "")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> object:
+    yield
+    nbp.unload_all(force=True)
+    assert nbp.residents() == []
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="NBPROVIDERS_TEST_MODELS names no folder of models")
+def test_a_published_model_writes_its_published_story() -> None:
+    """stories260K, greedy from the beginning token alone, writes what its author published."""
+    folder = Path(PUBLISHED) / "stories260k"
+    lines = (folder / "SOURCE.md").read_text().splitlines()
+    story = "\n".join(line[2:] for line in lines if line.startswith("> "))
+    assert len(story) > 400
+    with nbp.model(f"transformers:{folder / 'hf'}") as model:
+        text = model.generate("", max_tokens=300)
+        streamed = "".join(model.stream("", max_tokens=300))
+    assert text.startswith(story)
+    assert streamed == text
+    assert text.usage.prompt_tokens == 1
+
+
+def test_the_second_opening_loads_nothing() -> None:
+    """A second opening of the same reference hands out the same weights."""
+    provider = nbp.create_provider("transformers")
+    with provider.model("demo-xs") as first:
+        raw = first.raw
+    with provider.model("demo-xs") as second:
+        assert second.raw is raw
+
+
+def test_providers_built_alike_share_weights_and_options_part_them() -> None:
+    """Two providers built alike share a model; another dtype is another model; a batch size is not."""
+    one, other = TransformersProvider(), TransformersProvider(dtype="float32")
+    assert one.resolve("demo-xs") != one.resolve("demo-xs?dtype=bfloat16")
+    assert one.resolve("demo-xs?dtype=float32") == other.resolve("demo-xs")
+    assert one.resolve("demo-xs?parallel=3") == one.resolve("demo-xs")
+    assert one.resolve("demo-xs?chat=false") == one.resolve("demo-xs")
+
+
+def test_setup_wins_over_the_constructor() -> None:
+    """An option given with the model replaces the constructor's."""
+    provider = TransformersProvider(dtype="bfloat16")
+    assert provider.resolve("demo-xs", dtype="float32") == TransformersProvider().resolve(
+        "demo-xs?dtype=float32"
+    )
+
+
+def test_a_checkpoint_that_changed_on_disk_is_another_model(tmp_path: Path) -> None:
+    """Retrained weights under the same path are loaded anew, not taken from memory."""
+    provider = nbp.create_provider("transformers")
+    write_llama(tmp_path, seed=1)
+    before = provider.resolve(str(tmp_path))
+    write_llama(tmp_path, seed=2)
+    os.utime(tmp_path / "model.safetensors", ns=(1, 1))
+    assert provider.resolve(str(tmp_path)) != before
+
+
+def test_the_charge_follows_the_dtype_that_is_loaded(tmp_path: Path) -> None:
+    """A float16 checkpoint is charged as the float32 it becomes on a CPU, and as bfloat16 if asked."""
+    write_llama(tmp_path, dtype="float16")
+    provider = nbp.create_provider("transformers")
+    full = provider.estimate(provider.resolve(f"{tmp_path}?device=cpu"))
+    half = provider.estimate(provider.resolve(f"{tmp_path}?device=cpu&dtype=bfloat16"))
+    assert full["cpu"] == 2 * half["cpu"] > 0
+    with nbp.model(f"transformers:{tmp_path}?device=cpu"):
+        charged = nbp.residents()[0].bytes["cpu"]
+    assert full["cpu"] == pytest.approx(charged, rel=0.01)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    """An absent device is refused with the value and the devices there are."""
+    with pytest.raises(nbp.ConfigurationError, match=device) as caught:
+        nbp.load_sync(f"transformers:demo-xs?device={device}")
+    assert "Devices here: cpu" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("transformers:demo-xs?dtpe=float32", "Did you mean 'dtype'"),
+        ("transformers:demo-xs?dtype=int3", "float32, float16, bfloat16"),
+        ("transformers:demo-xs?parallel=0", "at least 1"),
+        ("transformers:demo-xs?trust_remote_code=1", "must be bool"),
+        ("transformers:demo-xs?model_class=Banana", "AutoModelForCausalLM"),
+    ],
+)
+def test_a_wrong_option_is_refused(reference: str, words: str) -> None:
+    """A misspelt option or a wrong value is refused before anything is loaded."""
+    with pytest.raises(nbp.ConfigurationError, match="option|dtype|parallel|model_class") as caught:
+        nbp.load_sync(reference)
+    assert words in str(caught.value)
+
+
+def _folder(path: Path, kind: str) -> Path:
+    if kind == "missing":
+        return path / "nowhere"
+    write_llama(path)
+    if kind == "no weights":
+        (path / "model.safetensors").unlink()
+    elif kind == "pickle only":
+        (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    elif kind == "no config":
+        (path / "config.json").unlink()
+    elif kind == "truncated":
+        weights = path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "garbage":
+        (path / "model.safetensors").write_bytes(b"\xff" * 4096)
+    elif kind == "a file":
+        return path / "model.safetensors"
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "no folder"),
+        ("no weights", "no weights"),
+        ("pickle only", "allow_pickle=true"),
+        ("no config", "config.json"),
+        ("truncated", "damaged"),
+        ("garbage", "damaged"),
+        ("a file", "Give the folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_loaded(kind: str, words: str, tmp_path: Path) -> None:
+    """Each way a folder can be wrong gets its own reason and advice, and nothing stays cached."""
+    folder = _folder(tmp_path, kind)
+    with pytest.raises(nbp.ModelAccessError) as caught:
+        nbp.load_sync(f"transformers:{folder}")
+    assert str(caught.value).startswith("Failed to setup resource 'transformers:")
+    assert words in str(caught.value)
+    assert nbp.residents() == []
+
+
+def test_an_unknown_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub id that is neither cached nor reachable is told at once, with models that are here."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(nbp.ModelAccessError, match="not in the local cache") as caught:
+        nbp.load_sync("transformers:some-org/not-a-model")
+    assert "demo-xs" in str(caught.value)
+
+
+def test_a_name_that_is_nothing() -> None:
+    """A name that is no folder and no Hub id says what a Hub id looks like."""
+    with pytest.raises(nbp.ModelAccessError, match="org/name"):
+        nbp.load_sync("transformers:not a model!")
+
+
+def test_a_failed_load_keeps_no_foreign_frames(tmp_path: Path) -> None:
+    """What the library raised is told by a stand-in without frames."""
+    write_llama(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(nbp.ProviderError, match="Failed to setup") as caught:
+        nbp.load_sync(f"transformers:{tmp_path}")
+    cause = caught.value.__cause__
+    assert isinstance(cause, ForeignError)
+    assert cause.__traceback__ is None
+    assert nbp.residents() == []
+
+
+def test_validate_model_access(tmp_path: Path) -> None:
+    """The access check is true for a folder with weights and raises the reason otherwise."""
+    provider = TransformersProvider()
+    assert provider.validate_model_access(str(nbp.demo.path("demo-xs")))
+    assert provider.get_provider_name() == "transformers"
+    with pytest.raises(nbp.ModelAccessError, match="no folder"):
+        provider.validate_model_access(str(tmp_path / "nowhere"))
+
+
+def test_the_constructor_refuses_what_is_no_option() -> None:
+    """A misspelt default is refused when the provider is made."""
+    with pytest.raises(nbp.ConfigurationError, match="dtpe"):
+        nbp.create_provider("transformers", dtpe="float32")
+
+
+async def test_the_load_reports_bytes() -> None:
+    """Progress reaches the bytes of the checkpoint."""
+    from nbproviders.residency.entry import Progress
+    from nbproviders.runtimes.threads import Worker
+
+    provider = TransformersProvider()
+    key, progress, worker = provider.resolve("demo-s"), Progress(), Worker("test")
+    model = await worker.run(provider.load, key, progress)
+    assert progress.fraction == 1
+    assert progress.total_bytes > 100_000
+    await model.aclose()
+
+
+async def test_a_cancelled_load_stops_and_leaves_nothing(tmp_path: Path) -> None:
+    """A load that nobody wants stops at its next tensor."""
+    from nbproviders.residency.entry import Progress
+    from nbproviders.runtimes.threads import Worker
+
+    provider = TransformersProvider()
+    progress, worker = Progress(), Worker("test")
+    provider.resolve("demo-s")
+    progress.cancel()
+    with pytest.raises(nbp.ClosedError, match="cancelled"):
+        await worker.run(provider.load, provider.resolve("demo-s"), progress)
+    await worker.close()
+
+
+def test_seq2seq_models_load_and_generate(tmp_path: Path) -> None:
+    """An encoder-decoder model is found by its config and generates."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from nbproviders.demo.recipe import build_tokenizer
+
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=262,
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        pad_token_id=0,
+        eos_token_id=2,
+        decoder_start_token_id=0,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "chat_template.jinja", ignore_errors=True)
+    with nbp.model(f"transformers:{tmp_path}") as model:
+        alone = [model.generate(p, max_tokens=7) for p in ("ab", "a longer one")]
+        together = model.generate_many(["ab", "a longer one"], max_tokens=7)
+        assert [str(t) for t in together] == [str(t) for t in alone]
+        assert alone[0].usage.completion_tokens <= 7
+        assert not alone[0].chat
+        with pytest.raises(nbp.InvalidRequestError, match="no chat template"):
+            model.chat([{"role": "user", "content": "x"}])

@@ -1,0 +1,43 @@
+"""Devices as torch sees them."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbproviders.errors import ConfigurationError
+from nbproviders.residency.memory import Memory
+from nbproviders.runtimes import devices
+
+torch = pytest.importorskip("torch")
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    """Nobody's choice is a device that can be used."""
+    chosen = devices.resolve_device("auto")
+    assert torch.zeros(1, device=chosen).sum() == 0
+
+
+def test_an_absent_device_is_refused() -> None:
+    """A device that is not there is refused with those that are."""
+    with pytest.raises(ConfigurationError, match="cuda:42"):
+        devices.resolve_device("cuda:42")
+
+
+def test_the_cpu_can_always_be_read() -> None:
+    """The CPU has a reading after accelerators were added."""
+    memory = Memory()
+    devices.add_probes(memory)
+    reading = memory.reading("cpu")
+    assert reading is not None
+    assert 0 < reading.free_bytes <= reading.total_bytes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_is_read() -> None:
+    """A CUDA device tells its memory."""
+    memory = Memory()
+    devices.add_probes(memory)
+    reading = memory.reading("cuda:0")
+    assert reading is not None
+    assert reading.total_bytes > 2**30
