@@ -75,48 +75,82 @@ def wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(log.read_text()[-2000:])
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[str]:
-    """A JupyterLab of its own, without token, on the loopback; its address."""
-    (tmp_path / "light.ipynb").write_text(notebook(PICK))
-    (tmp_path / "awaiting.ipynb").write_text(notebook(PICK, AWAIT))
-    port = free_port()
-    home = tmp_path / "home"
-    # PYTHONPATH: the kernel finds what this process finds.
-    env = os.environ | {
-        "HOME": str(home),
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "IPYTHONDIR": str(home / "ipython"),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "OMP_NUM_THREADS": "1",
-    }
-    arguments = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
-    arguments += [f"--ServerApp.port={port}", "--IdentityProvider.token="]
-    arguments += ["--ServerApp.password=", f"--ServerApp.root_dir={tmp_path}"]
-    arguments += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class="]
-    arguments[-1] += "jupyterlab.NeverCheckForUpdate"
-    log = tmp_path / "lab.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *arguments],
-            stdout=out,
-            stderr=out,
-            env=env,
-            start_new_session=True,
-        )
-        try:
-            wait_until_up(f"http://127.0.0.1:{port}/lab", server, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
+class Lab:
+    """A JupyterLab of its own, without token, on the loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self._home, self._log = folder / "work", folder / "home", folder / "lab.log"
+        self.root.mkdir()
+        (self.root / "picker.ipynb").write_text(notebook(PICK))
+        (self.root / "awaiting.ipynb").write_text(notebook(PICK, AWAIT))
+        self._set("notification", fetchNews="false", checkForUpdates=False)
+        self.address = f"http://127.0.0.1:{free_port()}"
+
+    def theme(self, name: str) -> None:
+        """Have the next page opened in a theme."""
+        self._set("themes", theme=name)
+
+    def _set(self, part: str, **values: object) -> None:
+        folder = self._home / "settings" / "@jupyterlab" / "apputils-extension"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{part}.jupyterlab-settings").write_text(json.dumps(values))
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Lab]:
+        """Start it; end it with all its kernels."""
+        with self._log.open("wb") as log:
+            server = subprocess.Popen(
+                [sys.executable, "-m", "jupyterlab", *self._arguments()],
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                start_new_session=True,
+            )
             try:
-                server.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(10)
+                wait_until_up(f"{self.address}/lab", server, self._log)
+                yield self
+            finally:
+                end(server)
+
+    def _arguments(self) -> list[str]:
+        return [
+            "--no-browser",
+            "--allow-root",
+            "--ServerApp.ip=127.0.0.1",
+            f"--ServerApp.port={self.address.rpartition(':')[2]}",
+            "--ServerApp.port_retries=0",
+            "--IdentityProvider.token=",
+            f"--ServerApp.root_dir={self.root}",
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        places = ("config", "runtime", "data")
+        jupyter = {f"JUPYTER_{name.upper()}_DIR": str(self._home / name) for name in places}
+        return {
+            **os.environ,
+            **jupyter,
+            "HOME": str(self._home),
+            "IPYTHONDIR": str(self._home / "ipython"),
+            "JUPYTERLAB_SETTINGS_DIR": str(self._home / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(self._home / "workspaces"),
+            # The kernel finds what this process finds.
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    """End a server and all that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("lab")).running() as running:
+        yield running
 
 
 @pytest.fixture
@@ -134,10 +168,9 @@ def page(tmp_path: Path) -> Iterator[Any]:
             browser.close()
 
 
-def open_and_run(page: Any, address: str) -> None:
-    """Open a notebook alone, without Lab's side bar, and run all its cells."""
-    page.goto(address)
-    page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+def open_and_run(page: Any, lab: Lab, name: str) -> None:
+    """Open a notebook alone, without side bars, and run its first cell."""
+    page.goto(f"{lab.address}/doc/tree/{name}")
     page.get_by_text("Python 3").first.wait_for()
     page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
@@ -154,39 +187,74 @@ def fits(page: Any) -> bool:
     """Whether no output has to be scrolled sideways."""
     return bool(
         page.evaluate(
-            "[...document.querySelectorAll('.jp-OutputArea-output')]"
+            "[...document.querySelectorAll('.jp-OutputArea-output, .jp-OutputArea-output *')]"
+            ".filter(box => getComputedStyle(box).overflowX !== 'visible')"
             ".every(box => box.scrollWidth <= box.clientWidth + 1)"
         )
     )
 
 
+def click(page: Any, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def says(page: Any, words: str) -> None:
+    page.locator("[role=status]", has_text=re.compile(words)).wait_for()
+
+
 @pytest.mark.slow
-def test_a_click_on_load_loads_the_model(lab: str, page: Any, tmp_path: Path) -> None:
-    """Clicking Load loads the model and says so, in the light and in the dark theme."""
-    open_and_run(page, f"{lab}/lab/tree/light.ipynb")
-    page.get_by_role("button", name="Load", exact=True).click()
-    status = page.locator("[role=status]", has_text="Loaded transformers:demo-m")
-    status.wait_for()
+def test_a_click_on_load_loads_the_model(lab: Lab, page: Any, tmp_path: Path) -> None:
+    """Clicking Load loads the model and says so; Unload gives its memory back."""
+    open_and_run(page, lab, "picker.ipynb")
     assert page.get_by_label("Provider").input_value() == "transformers"
     assert page.get_by_label("Model").input_value() == "demo-m"
-    assert 'nbp.load("transformers:demo-m")' in page.get_by_label("Same in code").input_value()
+    assert 'nbp.load("transformers:demo-m")' in page.get_by_label("Code", exact=True).input_value()
+    click(page, "Load")
+    says(page, "Loaded transformers:demo-m")
     assert fits(page)
-    screenshot(page, "picker-light.png", tmp_path)
-    page.evaluate("document.body.dataset.jpThemeLight")
-    page.get_by_role("button", name="Unload", exact=True).click()
-    page.locator("[role=status]", has_text=re.compile("Unloaded .* came back")).wait_for()
+    screenshot(page, "picker.png", tmp_path)
+    click(page, "Unload")
+    says(page, "Unloaded .* came back")
 
 
 @pytest.mark.slow
-def test_a_click_acts_while_a_cell_awaits(lab: str, page: Any, tmp_path: Path) -> None:
+def test_the_keyboard_is_enough(lab: Lab, page: Any, tmp_path: Path) -> None:
+    """Model, options and Load are reached by Tab; an error is told, readable in the dark theme."""
+    lab.theme("JupyterLab Dark")
+    open_and_run(page, lab, "picker.ipynb")
+    page.get_by_label("Model").focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("demo-xs")
+    page.keyboard.press("Tab")
+    page.keyboard.type("dtyp=float32")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    says(page, "dtyp")
+    page.get_by_label("Options").fill("")
+    page.get_by_label("Options").press("Enter")
+    says(page, "Not loaded")
+    page.get_by_label("Options").press("Tab")
+    page.keyboard.press("Space")
+    says(page, "Loaded transformers:demo-xs")
+    page.get_by_label("Options").fill("dtyp=float32")
+    page.get_by_label("Options").press("Tab")
+    page.keyboard.press("Enter")
+    says(page, "dtyp")
+    assert fits(page)
+    screenshot(page, "picker-dark.png", tmp_path)
+    lab.theme("JupyterLab Light")
+
+
+@pytest.mark.slow
+def test_a_click_acts_while_a_cell_awaits(lab: Lab, page: Any, tmp_path: Path) -> None:
     """On ipykernel 7.4 a click during an awaiting cell loads the model before the cell is over."""
     import ipykernel
 
     if ipykernel.version_info < (7, 4):
-        pytest.skip("older kernels act on clicks after the cell")
-    open_and_run(page, f"{lab}/lab/tree/awaiting.ipynb")
+        pytest.skip("older kernels may act on clicks after the cell")
+    open_and_run(page, lab, "awaiting.ipynb")
     page.keyboard.press("Shift+Enter")
     page.locator(".jp-InputPrompt", has_text="[*]").last.wait_for()
-    page.get_by_role("button", name="Load", exact=True).click()
-    page.get_by_text("loaded while the cell ran: True").last.wait_for()
+    click(page, "Load")
+    page.locator(".jp-OutputArea-output", has_text="loaded while the cell ran: True").wait_for()
     screenshot(page, "picker-awaiting.png", tmp_path)

@@ -27,8 +27,7 @@ class Gated(ModelProvider):
 
     async def setup(self, resource_spec: str, **config: Any) -> ModelHandle:
         self.begun.set()
-        while not self.let.is_set():
-            await asyncio.sleep(0.005)
+        await asyncio.to_thread(self.let.wait, BOUND_S)
         return ModelHandle(resource_spec, lambda prompt: prompt, self)
 
     async def teardown(self, resource_id: str) -> None:
@@ -251,13 +250,14 @@ async def test_progress_is_shown_on_the_kernels_loop(
     for part in (one._status, one._table, one._bar):
         part.observe(lambda _: threads.add(threading.get_ident()))
     button(one, "Load").click()
+    told, loaded = asyncio.Event(), asyncio.Event()
+    one._status.observe(lambda change: "setting up" in change["new"] and told.set(), "value")
+    one.observe(lambda _: loaded.set(), "model")
     async with asyncio.timeout(BOUND_S):
-        while "setting up" not in one._status.value:
-            await asyncio.sleep(0.005)
+        await told.wait()
         assert one._bar.layout.display == ""
         gated.let.set()
-        while one.model is None or one._busy:
-            await asyncio.sleep(0.005)
+        await loaded.wait()
     assert one._bar.layout.display == "none"
     assert threads == {threading.get_ident()}
 

@@ -26,25 +26,28 @@ class View:
         self.values: list[Any] = []
         self.shown = 0
         self.threads: set[int] = set()
-        self.seen = threading.Event()
+        self.seen, self.news = threading.Event(), asyncio.Event()
         self.job: Job[Any] = Job(self.changed, self.show, home)
 
     def changed(self) -> None:
         self.threads.add(threading.get_ident())
         self.states.append(str(self.job.state))
+        self.news.set()
 
     def show(self, values: list[Any]) -> None:
         self.threads.add(threading.get_ident())
         self.shown += 1
         self.values += values
+        self.news.set()
         self.seen.set()
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Let the loop run until something holds."""
+async def until(view: View, true: Callable[[], bool]) -> None:
+    """Let the loop run until something holds of a view."""
     async with asyncio.timeout(BOUND_S):
         while not true():
-            await asyncio.sleep(0.005)
+            view.news.clear()
+            await view.news.wait()
 
 
 async def never(tell: Tell) -> None:
@@ -70,8 +73,8 @@ async def test_a_view_is_changed_on_its_own_loop() -> None:
     """Made in a running loop, a job changes its view on that loop's thread alone."""
     view, results = View(), []
     view.job.start(three, results.append)
-    await until(lambda: bool(results))
-    await until(lambda: view.job.state is State.IDLE)
+    await until(view, lambda: bool(results))
+    await until(view, lambda: view.job.state is State.IDLE)
     assert view.values == [0, 1, 2]
     assert view.threads == {threading.get_ident()}
 
@@ -87,9 +90,9 @@ async def test_callbacks_on_another_thread_and_loop_are_brought_home() -> None:
         asyncio.run(click(action))
 
     await asyncio.to_thread(subshell, lambda: view.job.start(never))
-    await until(lambda: bool(view.values))
+    await until(view, lambda: bool(view.values))
     await asyncio.to_thread(subshell, view.job.stop)
-    await until(lambda: view.job.state is State.IDLE)
+    await until(view, lambda: view.job.state is State.IDLE)
     assert view.states == ["running", "stopping", "idle"]
     assert view.threads == {threading.get_ident()}
 
@@ -226,7 +229,7 @@ async def test_updates_are_gathered() -> None:
 
     results: list[int] = []
     view.job.start(chatter, results.append)
-    await until(lambda: bool(results))
+    await until(view, lambda: bool(results))
     assert view.values == list(range(results[0]))
     assert results[0] > 100
     assert view.shown <= 0.5 * RATE_HZ + 3

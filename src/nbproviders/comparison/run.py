@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from nbproviders.comparison.comparison import Comparison
-
 from nbproviders.comparison import grid
 from nbproviders.comparison import scorers as scoring
+from nbproviders.comparison.comparison import Comparison
 from nbproviders.comparison.grid import Contender, Prompt
 from nbproviders.core import engine
 from nbproviders.core.completion import Completion

@@ -20,7 +20,8 @@ from nbproviders.widgets.tasks import Tell
 
 PREFERRED = (("transformers", "demo-m"), ("echo", "echo"))
 POLL_S = 0.05
-CELL = "text-align:left;padding:2px 14px 2px 0;vertical-align:top;overflow-wrap:anywhere"
+CELL = "text-align:left;padding:2px 16px 2px 0;vertical-align:top;line-height:1.4"
+_LONG, _SHORT = "overflow-wrap:anywhere", "white-space:nowrap"
 MUTED = "color:var(--jp-ui-font-color2,inherit)"
 
 
@@ -105,10 +106,16 @@ def residents_html(residents: Sequence[Resident]) -> str:
     """Return the small table of what is in memory."""
     if not residents:
         return f'<span style="{MUTED}">Nothing is in memory.</span>'
-    heads = ("In memory", "State", "Size", "Open")
-    head = "".join(f'<th scope="col" style="{CELL}">{text}</th>' for text in heads)
-    body = "".join(
-        "<tr>" + "".join(f'<td style="{CELL}">{html.escape(cell)}</td>' for cell in row(one))
-        for one in residents
+    heads = ("In memory", "State", "Size", "Open handles")
+    head = "".join(f'<th scope="col" style="{CELL};{_SHORT}">{text}</th>' for text in heads)
+    body = "".join(f"<tr>{_cells(one)}</tr>" for one in residents)
+    return (
+        f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(one: Resident) -> str:
+    spec, *others = (html.escape(text) for text in row(one))
+    first = f'<td style="{CELL};{_LONG}">{spec}</td>'
+    return first + "".join(f'<td style="{CELL};{_SHORT}">{text}</td>' for text in others)

@@ -21,7 +21,7 @@ from nbproviders.widgets import models
 from nbproviders.widgets.models import CELL, MUTED, Loading
 from nbproviders.widgets.tasks import Home, Job, State, clicks_note, told
 
-_LABEL = "92px"
+_LABEL = "80px"
 _WIDE = "640px"
 _CODE = "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)"
 _SIGNS = {"done": "✓", "failed": "✗", "busy": "…", "": "·"}
@@ -118,28 +118,26 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
     # The parts
 
     def _build(self) -> None:
-        style = {"description_width": _LABEL}
-        wide = widgets.Layout(width="100%", max_width=_WIDE)
-        common: dict[str, Any] = {"style": style, "layout": wide}
-        self._provider = widgets.Dropdown(
-            description="Provider", tooltip="Who runs the model", **common
-        )
-        self._model = widgets.Combobox(
-            description="Model",
+        self._provider = _field(widgets.Dropdown, "Provider", "Who runs the model")
+        self._model = _field(
+            widgets.Combobox,
+            "Model",
+            "A model of this provider: type a name or choose one",
             placeholder="name, alias, Hub id or path",
-            tooltip="A model of this provider: type a name or choose one",
             continuous_update=False,
-            **common,
         )
-        self._options = widgets.Text(
-            description="Options",
-            placeholder="optional, such as n_ctx=512&dtype=float32",
-            tooltip="Load options, written name=value and joined with &",
+        self._options = _field(
+            widgets.Text,
+            "Options",
+            "Load options, written name=value and joined with &",
+            placeholder="optional, such as dtype=float32",
             continuous_update=False,
-            **common,
         )
-        self._code = widgets.Textarea(
-            description="Same in code", tooltip="The code that does the same", rows=2, **common
+        self._code = _field(widgets.Textarea, "Code", "The code that does the same", rows=2)
+        self._bar = _field(widgets.FloatProgress, "Progress", "How much is loaded", max=1.0)
+        self._status, self._table, self._note = (
+            widgets.HTML(layout=widgets.Layout(margin="2px 0 2px 90px", width="auto"))
+            for _ in range(3)
         )
         self._buttons = [
             _button("Load", "primary", "Load the model and keep it in memory"),
@@ -148,26 +146,19 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         ]
         for button, action in zip(self._buttons, (self.load, self.unload, self.stop), strict=True):
             button.on_click(lambda _, action=action: self._home.call(action))
-        self._bar = widgets.FloatProgress(
-            min=0.0, max=1.0, description="Progress", style=style, layout=wide
-        )
-        self._status, self._table, self._note = widgets.HTML(), widgets.HTML(), widgets.HTML()
         for field in (self._provider, self._model, self._options):
             field.observe(lambda _: self._home.call(self._read), "value")
         self._code.observe(lambda _: self._home.call(self._show_code), "value")
 
     def _children(self) -> list[Any]:
-        for part in (self._status, self._table, self._note):
-            part.layout = widgets.Layout(margin=f"0 0 0 calc({_LABEL} + 6px)", width="auto")
-        row = widgets.HBox(
-            self._buttons,
-            layout=widgets.Layout(margin=f"0 0 0 calc({_LABEL} + 4px)", flex_flow="row wrap"),
-        )
-        self._note.value = f'<span style="{MUTED}">{html.escape(clicks_note())}</span>'
+        layout = widgets.Layout(margin="0 0 0 88px", flex_flow="row wrap")
+        row = widgets.HBox(self._buttons, layout=layout)
+        note = clicks_note()
+        self._note.value = f'<span style="{MUTED}">{html.escape(note)}</span>'
         fields = [self._provider, self._model, self._options]
         shown = [*fields, row, self._bar, self._status, self._table, self._code]
         self._parts = [*shown, *self._buttons, self._note]
-        return [*shown, self._note] if clicks_note() else shown
+        return [*shown, self._note] if note else shown
 
     def _suggest_providers(self) -> None:
         listed = registry.list_available()
@@ -229,10 +220,10 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             self._model.value = self._models.get(provider, "")
             self._options.value = ""
         self._provider_shown = provider
-        if _holds_secret(self._model.value):
+        if _holds_secret(self._model.value) or _holds_secret(self._options.value):
             raise ConfigurationError(
-                "A key or password was typed as a model's name; it was taken out of the field.",
-                hint="Keys belong in environment variables, or to the provider.",
+                "A key or password was typed here; it was taken out, for a notebook is a file.",
+                hint=f"Give it to the provider: nbp.create_provider({provider!r}, api_key=…).",
             )
         name, written = split_options(self._model.value.strip())
         query = self._options.value.strip()
@@ -367,6 +358,12 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         return f"<table><tbody>{rows}</tbody></table>{code}"
 
 
+def _field(kind: Any, label: str, tooltip: str, **more: Any) -> Any:
+    style = {"description_width": _LABEL}
+    layout = widgets.Layout(width="auto", max_width=_WIDE)  # one each: a layout is a shared object
+    return kind(description=label, tooltip=tooltip, style=style, layout=layout, **more)
+
+
 def _button(text: str, style: str, tooltip: str) -> Any:
     layout = widgets.Layout(width="96px")
     return widgets.Button(description=text, button_style=style, tooltip=tooltip, layout=layout)
@@ -388,4 +385,4 @@ def _code(spec: str) -> str:
     if not spec:
         return ""
     written = json.dumps(spec, ensure_ascii=False)
-    return f"m = await nbp.load({written})\nnbp.unload({written})  # frees its memory"
+    return f"m = await nbp.load({written})\nnbp.unload({written})"

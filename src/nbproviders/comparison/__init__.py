@@ -1,0 +1,1 @@
+"""Models by prompts: the grid, its run, scorers, statistics and the result."""

@@ -1,0 +1,1 @@
+"""Tables, charts and pages from rows and values; knows presentation, never models."""

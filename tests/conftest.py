@@ -1,0 +1,40 @@
+"""What every test gets: no settings of the user's, and nothing left in memory by the test before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbproviders import registry, session
+from nbproviders.catalog import aliases, settings
+from nbproviders.errors import ProviderError
+from nbproviders.residency import residency as residencies
+from nbproviders.residency.memory import BUDGET_VARIABLE
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A settings file of this test alone, and no budget; its path is told."""
+    path = tmp_path / "nbproviders-config.toml"
+    monkeypatch.setenv(settings.CONFIG_VARIABLE, str(path))
+    monkeypatch.delenv(BUDGET_VARIABLE, raising=False)
+    monkeypatch.setattr(aliases, "_made", {})
+    aliases.reload()
+    yield path
+    aliases.reload()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """After each test its models are freed and its providers are forgotten."""
+    before = set(registry._registered)
+    yield
+    for name in set(registry._registered) - before:
+        registry.unregister_provider(name)
+    if residencies._default is not None:
+        try:
+            session.unload_all(force=True, timeout_s=20)
+        except ProviderError:  # the test was about a closing that fails, and has seen it
+            return

@@ -1,0 +1,280 @@
+"""Models, loaders and providers that do as a test says, and an event loop whose time is not real."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import selectors
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from nbproviders.authoring.resident import ResidentProvider
+from nbproviders.core import engine
+from nbproviders.core.completion import Finish, Usage
+from nbproviders.core.model import Model, ModelInfo, Stream
+from nbproviders.core.params import Messages, Request, as_request
+from nbproviders.core.spec import ModelSpec, ResourceKey
+from nbproviders.residency.entry import Progress
+from nbproviders.residency.memory import Memory
+from nbproviders.residency.residency import Residency
+
+BOUND_S = 10.0  # no wait in a test is longer; it is reached only by a defect
+
+
+class Gate:
+    """Holds coroutines of any loop until it is opened, from any thread."""
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._lock = threading.Lock()
+        self._opened = opened
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self.reached = threading.Event()
+
+    async def passed(self) -> None:
+        """Return when it is open."""
+        with self._lock:
+            if self._opened:
+                self.reached.set()
+                return
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            self._waiting.append((loop, future))
+        self.reached.set()
+        await future
+
+    def open(self) -> None:
+        with self._lock:
+            self._opened = True
+            waiting, self._waiting = self._waiting, []
+        for loop, future in waiting:
+            loop.call_soon_threadsafe(_pass, future)
+
+
+def _pass(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def happened(event: threading.Event) -> None:
+    """Wait for an event of another thread without holding up this loop."""
+    assert await asyncio.to_thread(event.wait, BOUND_S), "it never happened"
+
+
+def settled(turns: int = 5) -> None:
+    """Return when the engine has done what it was handed so far."""
+
+    async def nothing() -> None:
+        await asyncio.sleep(0)
+
+    for _ in range(turns):
+        engine.default().wait(nothing, BOUND_S)
+
+
+class ScriptedModel(Model):
+    """Writes the prompt back word by word.
+
+    Each word passes `gate`; `failure` is raised instead of the last word; `closing` is raised by the
+    end. What happens to it is counted.
+    """
+
+    def __init__(
+        self,
+        *,
+        gate: Gate | None = None,
+        failure: BaseException | None = None,
+        closing: BaseException | None = None,
+        parallel: int = 1,
+        memory_bytes: Mapping[str, int] | None = None,
+    ) -> None:
+        self._gate, self._failure, self._closing = gate, failure, closing
+        self.info = ModelInfo("scripted:model", parallel, dict(memory_bytes or {}))
+        self.requests: list[Request] = []
+        self.running = self.most_running = self.closed = 0
+        self.ended = threading.Event()
+        self.cancelled = threading.Event()
+
+    def stream(self, request: str | Messages | Request) -> Stream:
+        asked = as_request(request)
+        return Stream(self._run(asked), asked, self.info.spec)
+
+    async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
+        self.requests.append(request)
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            text = request.prompt if isinstance(request.prompt, str) else str(request.prompt)
+            words = text.split(" ")
+            for count, word in enumerate(words):
+                if self._gate is not None:
+                    await self._gate.passed()
+                if self._failure is not None and count == len(words) - 1:
+                    raise self._failure
+                yield f" {word}" if count else word
+            yield Finish(usage=Usage(len(words), len(words)), params=request.params)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+        finally:
+            self.running -= 1
+            self.ended.set()
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        if self._closing is not None:
+            raise self._closing
+
+
+class ScriptedLoader:
+    """Loads what its script says, when its gate lets it."""
+
+    def __init__(
+        self,
+        name: str = "a",
+        *,
+        needs: int = 0,
+        device: str = "gpu",
+        gate: Gate | None = None,
+        failure: BaseException | None = None,
+        make: Callable[[], Model] | None = None,
+    ) -> None:
+        self.spec = ModelSpec.of("scripted", name)
+        self.key = ResourceKey("scripted", name, "{}")
+        self.needs = {device: needs} if needs else {}
+        self.gate, self.failure = gate, failure
+        self.make = make or (lambda: ScriptedModel(memory_bytes=self.needs))
+        self.loads = self.loading = self.most_loading = self.cancelled = 0
+        self.models: list[Model] = []
+
+    async def estimate(self) -> Mapping[str, int]:
+        return self.needs
+
+    async def load(self, progress: Progress) -> Model:
+        self.loads += 1
+        self.loading += 1
+        self.most_loading = max(self.loading, self.most_loading)
+        try:
+            if self.gate is not None:
+                await self.gate.passed()
+            if self.failure is not None:
+                raise self.failure
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.loading -= 1
+        self.models.append(self.make())
+        return self.models[-1]
+
+    @property
+    def model(self) -> ScriptedModel:
+        """What was loaded last."""
+        last = self.models[-1]
+        assert isinstance(last, ScriptedModel)
+        return last
+
+
+class ScriptedProvider(ResidentProvider):
+    """A provider whose every subclass counts its own loads; set `failure` or `hold` on the subclass."""
+
+    options = None
+    loads: ClassVar[list[ResourceKey]]
+    models: ClassVar[list[ScriptedModel]]
+    failure: ClassVar[BaseException | None] = None
+    hold: ClassVar[threading.Event | None] = None
+    started: ClassVar[threading.Event]
+    gate: ClassVar[Gate | None] = None
+
+    def __init__(self, tag: Any = "") -> None:
+        self.tag = tag
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.loads, cls.models, cls.started = [], [], threading.Event()
+
+    def load(self, key: ResourceKey, progress: Progress) -> Model:
+        self.loads.append(key)
+        self.started.set()
+        while self.hold is not None and not self.hold.wait(0.01):
+            progress.check()
+        if self.failure is not None:
+            raise self.failure
+        self.models.append(ScriptedModel(gate=self.gate, parallel=4))
+        return self.models[-1]
+
+
+# Time that is not real
+
+
+class _Jump(selectors.DefaultSelector):
+    """Lets a loop that would sleep go on at once, at the time it wanted to wake."""
+
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(0)
+        if not ready and timeout is None:
+            raise RuntimeError("everything waits for something that never comes")
+        if not ready and timeout:
+            self.now_s += timeout
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop that never sleeps: when all wait, its time jumps; when nothing would, it says so."""
+
+    def __init__(self) -> None:
+        self._jump = _Jump()
+        super().__init__(self._jump)
+
+    def time(self) -> float:
+        return self._jump.now_s
+
+
+Test = Callable[..., Coroutine[Any, Any, None]]
+
+
+def in_virtual_time(test: Test) -> Callable[..., None]:
+    """Run an async test on a `VirtualLoop`: waiting costs nothing, and a lost wake-up is an error."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            runner.run(test(*arguments, **named))
+
+    return run
+
+
+async def turns(count: int = 20) -> None:
+    """Let everything that can go on do so."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def house(limit: int | None = None) -> Residency:
+    """An empty residency by this loop's time; ``gpu`` is the device that `limit` bounds."""
+    budget = {} if limit is None else {"gpu": limit}
+    return Residency(Memory(budget), asyncio.get_running_loop().time)
+
+
+def start(work: Awaitable[Any]) -> asyncio.Task[Any]:
+    """Start work beside the test."""
+    return asyncio.ensure_future(work)  # type: ignore[return-value]
+
+
+async def operate(residency: Residency, loader: ScriptedLoader, gate: Gate) -> None:
+    """Hold a model, as an operation does, until the gate opens."""
+    async with residency.using(loader):
+        await gate.passed()
+
+
+@contextmanager
+def joined(*threads: threading.Thread) -> Iterator[None]:
+    """Start threads, and see each of them end."""
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join(BOUND_S)
+        assert not thread.is_alive()
