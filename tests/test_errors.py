@@ -169,6 +169,27 @@ def test_fresh_is_equal_and_has_no_frames() -> None:
     assert copied.__cause__.__traceback__ is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_can_be_made_fresh(kind: type[ProviderError]) -> None:
+    """Errors of every kind cross the engine's border: an error that cannot leaves its caller waiting."""
+    copied = fresh(kind("what", hint="do this"))
+    assert type(copied) is kind
+    assert str(copied) == "what\ndo this"
+
+
+def test_an_authors_own_kind_can_be_made_fresh() -> None:
+    """An error class with a constructor of its own is carried over as well."""
+
+    class Refused(ProviderError):
+        def __init__(self, code: int) -> None:
+            super().__init__(f"refused with {code}")
+            self.code = code
+
+    copied = fresh(Refused(7))
+    assert isinstance(copied, Refused)
+    assert (copied.code, str(copied)) == (7, "refused with 7")
+
+
 def test_setup_failed_of_a_library() -> None:
     """A library's exception becomes a message with the reference, a hint, and a frameless cause."""
     error = setup_failed("echo:x", OSError("disk on fire"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbproviders import __version__, demo
+from nbproviders.core import engine
 from nbproviders.errors import ConfigurationError, ProviderError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def _demo(options: argparse.Namespace, _: Sequence[str]) -> int:
     _require_transformers()
     report = _writable(options.html)
     tasks = demo.tasks(options.n)
+    engine.default()  # before anything is said: no Ctrl-C is to fall into the making of its loop
     models = [f"transformers:{name}" for name in demo.MODELS]
     print(f"Asking {', '.join(demo.MODELS)} {len(tasks)} prompts each …", flush=True)
     result = compare_sync(models, tasks, scorers=exact_match, progress=sys.stderr.isatty())

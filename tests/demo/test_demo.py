@@ -90,7 +90,9 @@ def test_the_family_is_small_and_float16() -> None:
         assert saved["post_processor"] == made["post_processor"]
 
 
-def test_the_recipe_trains_and_writes_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_trains_and_writes_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A few steps of the recipe lower the loss and write a model that loads and a card."""
     import dataclasses
 

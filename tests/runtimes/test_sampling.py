@@ -22,7 +22,9 @@ def test_frequencies_follow_the_softmax() -> None:
 def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
     """Tokens beyond the share of probability are never drawn; the first is always kept."""
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    sampler = Sampler([Draw(1.0, top_p=0.7, seed=1), Draw(1.0, top_p=0.01, seed=1)], torch.device("cpu"))
+    sampler = Sampler(
+        [Draw(1.0, top_p=0.7, seed=1), Draw(1.0, top_p=0.01, seed=1)], torch.device("cpu")
+    )
     drawn = torch.stack(
         [sampler(torch.zeros(2, 1), logits.repeat(2, 1)).argmax(-1) for _ in range(300)]
     )
@@ -33,6 +35,8 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
 def test_a_greedy_row_is_left_alone() -> None:
     """A temperature of zero keeps the scores of its row, beside one that is sampled."""
     scores = torch.randn(2, 10)
-    out = Sampler([Draw(0.0), Draw(1.0, seed=1)], torch.device("cpu"))(torch.zeros(2, 1), scores.clone())
+    out = Sampler([Draw(0.0), Draw(1.0, seed=1)], torch.device("cpu"))(
+        torch.zeros(2, 1), scores.clone()
+    )
     assert torch.equal(out[0], scores[0])
     assert not torch.equal(out[1], scores[1])

@@ -66,10 +66,7 @@ async def test_seeds_give_the_same_text_alone_batched_and_reordered(model: nbp.C
     options = {"temperature": 1.5, "max_tokens": 12}
     alone = [await model.generate(p, seed=i, **options) for i, p in enumerate(PROMPTS[:6])]
     together = await asyncio.gather(
-        *(
-            model.generate(p, seed=i, **options)
-            for i, p in reversed(list(enumerate(PROMPTS[:6])))
-        )
+        *(model.generate(p, seed=i, **options) for i, p in reversed(list(enumerate(PROMPTS[:6]))))
     )
     assert [str(t) for t in reversed(together)] == [str(t) for t in alone]
     others = [await model.generate(p, seed=99, **options) for p in PROMPTS[:6]]

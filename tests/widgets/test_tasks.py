@@ -63,7 +63,8 @@ async def three(tell: Tell) -> int:
 
 def test_a_job_runs_without_any_loop() -> None:
     """In plain Python a job runs on the engine, and all it tells is shown, in order."""
-    view, results = View(), []
+    view = View()
+    results: list[Any] = []
     view.job.start(three, results.append)
     assert view.job.wait(BOUND_S)
     assert (view.values, results, view.states) == ([0, 1, 2], [3], ["running", "idle"])
@@ -71,7 +72,8 @@ def test_a_job_runs_without_any_loop() -> None:
 
 async def test_a_view_is_changed_on_its_own_loop() -> None:
     """Made in a running loop, a job changes its view on that loop's thread alone."""
-    view, results = View(), []
+    view = View()
+    results: list[Any] = []
     view.job.start(three, results.append)
     await until(view, lambda: bool(results))
     await until(view, lambda: view.job.state is State.IDLE)
@@ -123,7 +125,8 @@ def test_stopping_takes_less_than_150_ms() -> None:
 
 def test_a_stopped_job_shows_nothing_more() -> None:
     """What a stopped job tells or returns later never reaches the view."""
-    view, results = View(), []
+    view = View()
+    results: list[Any] = []
     cancelled, release = threading.Event(), asyncio.Event()
 
     async def late(tell: Tell) -> str:
@@ -150,7 +153,8 @@ def test_a_stopped_job_shows_nothing_more() -> None:
 
 def test_stopping_before_the_work_began_runs_no_work_to_its_end() -> None:
     """Stop right after start leaves the job idle and the view untouched."""
-    view, results = View(), []
+    view = View()
+    results: list[Any] = []
     view.job.start(three, results.append)
     view.job.stop()
     view.job.stop()
@@ -205,7 +209,8 @@ def test_a_view_that_cannot_show_its_state_is_logged(caplog: pytest.LogCaptureFi
 
 def test_a_second_start_is_left_alone_while_one_runs() -> None:
     """Starting twice runs once; after a stop, a new start does not wait for the old one's end."""
-    view, results = View(), []
+    view = View()
+    results: list[Any] = []
     view.job.start(never)
     view.job.start(three, results.append)
     assert view.seen.wait(BOUND_S)
@@ -241,7 +246,8 @@ def test_calls_for_a_closed_loop_are_made_at_once() -> None:
     async def make() -> Home:
         return Home()
 
-    home, seen = asyncio.run(make()), []
+    home = asyncio.run(make())
+    seen: list[int] = []
     home.call(seen.append, 1)
     assert seen == [1]
 

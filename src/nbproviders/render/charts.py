@@ -12,12 +12,12 @@ import html
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from nbproviders.render.tables import number, visible
+from nbproviders.render.tables import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,21 +26,12 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart with any colour vision (https://jfly.uni-koeln.de/color/), without
 # black and with yellow last: it is weak on white.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#F0E442")
-_HATCHES = ("", "///", "...", "xxx")  # the second and later rounds through the palette
 
-_INK, _FAINT, _GRID, _GROUND = "#24292f", "#6a737d", "#dfe3e8", "#ffffff"
+_INK, _FAINT, _GROUND = "#24292f", "#6a737d", "#ffffff"
 _DPI = 180
 _WIDTH_IN = 7.2
 _LABEL_CHARS = 34
-_POINTS_MOST = 400  # of one model; more would only blacken the strip
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How one model is drawn, in every chart of a comparison."""
-
-    colour: str
-    hatch: str = ""
+_MOST_POINTS = 400  # of one model; more would only blacken the strip
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +43,18 @@ class Bar:
     label
         The model.
     value
-        Its length; NaN: no bar, and the text says why.
-    text
-        Stands to its right.
+        Its length; None: no bar, and words in its place.
     low, high
-        Ends of the whisker; NaN: none.
+        Ends of the whisker; None: none.
+    colour
+        The model's own, from `colours`.
     """
 
     label: str
-    value: float
-    text: str = ""
-    low: float = math.nan
-    high: float = math.nan
+    value: float | None
+    low: float | None
+    high: float | None
+    colour: str
 
 
 class Picture:
@@ -79,9 +70,6 @@ class Picture:
 
     def png(self) -> bytes:
         """Return the picture in pixels, on a light ground."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        FigureCanvasAgg(self.figure)
         return self._saved(format="png", dpi=_DPI, facecolor=_GROUND)
 
     def svg(self) -> str:
@@ -92,7 +80,7 @@ class Picture:
         label = f'<svg role="img" aria-label="{html.escape(self.alt)}"'
         return svg.replace("<svg", label, 1).replace(_INK, "currentColor")
 
-    def html(self) -> str:
+    def as_html(self) -> str:
         """Return an ``<img>`` that carries the PNG within itself."""
         width = round(self.figure.get_figwidth() * 100)
         return (
@@ -102,6 +90,9 @@ class Picture:
         )
 
     def _saved(self, **how: Any) -> bytes:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        FigureCanvasAgg(self.figure)
         buffer = BytesIO()
         with warnings.catch_warnings():
             # A model may be named in letters that the font lacks: it is drawn with boxes for them.
@@ -114,7 +105,7 @@ class Picture:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {
-            "text/html": self.html(),
+            "text/html": self.as_html(),
             "image/png": _base64(self.png()),
             "text/plain": self.alt,
         }
@@ -123,103 +114,84 @@ class Picture:
         return self.alt
 
 
-def looks(models: Iterable[str]) -> dict[str, Look]:
-    """Return how to draw each model: the first eight by colour alone, further ones also by hatching."""
-    found = {}
-    for place, model in enumerate(models):
-        turn = place // len(PALETTE) % len(_HATCHES)
-        found[model] = Look(PALETTE[place % len(PALETTE)], _HATCHES[turn])
-    return found
+def colours(models: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each model, the same whenever they come in the same order."""
+    return {model: PALETTE[place % len(PALETTE)] for place, model in enumerate(models)}
 
 
-def canvas(rows: int) -> Axes:
+def axes(rows: int) -> Axes:
     """Return empty axes in a figure of its own, high enough for so many models."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH_IN, 1.0 + 0.42 * max(1, rows)), layout="constrained")
-    axes = figure.add_subplot()
-    return _plain(axes)
+    return _plain(figure.add_subplot())
 
 
-def picture(axes: Axes, alt: str) -> Picture:
-    """Return the figure of these axes as a picture."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None  # axes come from `canvas`
-    return Picture(figure, alt)
-
-
-def bars(
-    axes: Axes,
-    rows: Sequence[Bar],
-    looks: Mapping[str, Look],
-    *,
-    title: str,
-    unit: str = "",
-    rate: bool = False,
-) -> Axes:
+def bars(ax: Axes, found: Sequence[Bar], title: str, form: str, *, rate: bool = False) -> Axes:
     """Draw one horizontal bar a model, the first on top, with its value in words at the right.
 
     Parameters
     ----------
-    axes
+    ax
         Empty ones.
-    rows
+    found
         The bars.
-    looks
-        By label.
     title
         Says what is measured.
-    unit
-        Of the values' axis.
+    form
+        A format specification for the values, such as ``.0%``.
     rate
         Whether values are shares of 1; the axis then goes from 0 to 100 %.
     """
-    places = range(len(rows))
-    _names(axes, [row.label for row in rows])
-    for place, row in zip(places, rows, strict=True):
-        look = looks[row.label]
-        if math.isfinite(row.value):
-            axes.barh(place, row.value, 0.62, color=look.colour, hatch=look.hatch, edgecolor="#fff")
-        if math.isfinite(row.low) and math.isfinite(row.high):
-            _whisker(axes, place, row.low, row.high)
-        _beside(axes, place, row.text)
-    ends = [e for row in rows for e in (row.value, row.low, row.high) if math.isfinite(e)]
+    _names(ax, [bar.label for bar in found])
+    for place, bar in enumerate(found):
+        if bar.value is not None:
+            ax.barh(place, bar.value, 0.62, color=bar.colour)
+        if bar.low is not None and bar.high is not None:
+            _whisker(ax, place, bar.low, bar.high)
+        _beside(ax, place, _told(bar, form))
+    ends = [e for bar in found for e in (bar.value, bar.low, bar.high) if e is not None]
     if rate:
-        axes.set_xlim(0, 1)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-    elif ends:
-        axes.set_xlim(min(0.0, min(ends)) * 1.05, max(0.0, max(ends)) * 1.05 or 1.0)
-    return _titled(axes, title, "" if rate else unit)
+        ax.set_xlim(0, 1)
+        ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    elif any(ends):
+        ax.set_xlim(min(0.0, *ends) * 1.05, max(0.0, *ends) * 1.05)
+    return _titled(ax, title)
 
 
-def strips(
-    axes: Axes,
-    groups: Mapping[str, Sequence[float]],
-    looks: Mapping[str, Look],
-    *,
-    title: str,
-    unit: str = "",
+def spread(
+    ax: Axes, values: Mapping[str, Sequence[float]], shades: Mapping[str, str], title: str
 ) -> Axes:
     """Draw each model's values as points, with a box of quartiles and its median in words.
 
     The axis is logarithmic where the values spread over more than a factor of 50.
     """
-    _names(axes, list(groups))
-    for place, (label, values) in enumerate(groups.items()):
-        finite = sorted(v for v in values if math.isfinite(v))
+    _names(ax, list(values))
+    every: list[float] = []
+    for place, (label, given) in enumerate(values.items()):
+        finite = sorted(float(v) for v in given if math.isfinite(v))
+        every += finite
         if finite:
-            _strip(axes, place, finite, looks[label])
-        _beside(axes, place, _median_text(finite, unit) if finite else "no values")
-    every = [v for values in groups.values() for v in values if math.isfinite(v)]
+            _strip(ax, place, finite, shades[label])
+        _beside(ax, place, f"median {_median(finite):.3g}" if finite else "no value")
     if every and min(every) > 0 and max(every) > 50 * min(every):
-        _logarithmic(axes)
-    elif every:
-        axes.set_xlim(0, max(every) * 1.05 or 1.0)
-    return _titled(axes, title, unit)
+        _logarithmic(ax)
+    elif any(every):
+        ax.set_xlim(0, max(every) * 1.05)
+    return _titled(ax, title)
 
 
-def _strip(axes: Axes, place: int, values: Sequence[float], look: Look) -> None:
-    axes.boxplot(
+def _told(bar: Bar, form: str) -> str:
+    if bar.value is None:
+        return "no value"
+    value = format(bar.value, form)
+    if bar.low is None or bar.high is None:
+        return value
+    return f"{value}  [{format(bar.low, form).rstrip('%')}\u2013{format(bar.high, form)}]"
+
+
+def _strip(ax: Axes, place: int, values: Sequence[float], colour: str) -> None:
+    ax.boxplot(
         [values],
         positions=[place],
         orientation="horizontal",
@@ -227,50 +199,48 @@ def _strip(axes: Axes, place: int, values: Sequence[float], look: Look) -> None:
         showfliers=False,
         patch_artist=True,
         manage_ticks=False,
-        boxprops={"facecolor": look.colour + "33", "edgecolor": look.colour, "hatch": look.hatch},
+        boxprops={"facecolor": colour + "33", "edgecolor": colour},
         medianprops={"color": _INK, "linewidth": 1.8},
-        whiskerprops={"color": look.colour},
-        capprops={"color": look.colour},
+        whiskerprops={"color": colour},
+        capprops={"color": colour},
     )
-    step = -(-len(values) // _POINTS_MOST)
-    points = values[::step]
+    points = values[:: -(-len(values) // _MOST_POINTS)]
     # A fixed scatter, not a random one: the same comparison gives the same picture.
     heights = [place + 0.34 * ((i * 0.618034) % 1 - 0.5) for i in range(len(points))]
-    axes.scatter(points, heights, s=11, color=look.colour, alpha=0.75, linewidths=0, zorder=3)
+    ax.scatter(points, heights, s=11, color=colour, alpha=0.75, linewidths=0, zorder=3)
 
 
-def _median_text(values: Sequence[float], unit: str) -> str:
+def _median(values: Sequence[float]) -> float:
     middle = len(values) // 2
-    median = values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
-    return f"median {number(float(median))} {unit}".rstrip()
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
-def _logarithmic(axes: Axes) -> None:
+def _logarithmic(ax: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _plain(axes: Axes) -> Axes:
+def _plain(ax: Axes) -> Axes:
     for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_FAINT)
-    axes.set_facecolor("none")
-    axes.set_axisbelow(True)
-    axes.grid(visible=False)
-    axes.grid(visible=True, axis="x", color=_FAINT, alpha=0.25, linewidth=0.8, linestyle="-")
-    axes.tick_params(axis="x", colors=_INK, labelsize=9, length=0)
-    axes.tick_params(axis="y", colors=_INK, labelsize=10, length=0)
-    return axes
+        ax.spines[side].set_visible(False)
+    ax.spines["bottom"].set_color(_FAINT)
+    ax.set_facecolor("none")
+    ax.set_axisbelow(True)
+    ax.grid(visible=False)
+    ax.grid(visible=True, axis="x", color=_FAINT, alpha=0.25, linewidth=0.8, linestyle="-")
+    ax.tick_params(axis="x", colors=_INK, labelsize=9, length=0)
+    ax.tick_params(axis="y", colors=_INK, labelsize=10, length=0)
+    return ax
 
 
-def _names(axes: Axes, labels: Sequence[str]) -> None:
+def _names(ax: Axes, labels: Sequence[str]) -> None:
     # parse_math=False: a dollar in a model's name is no formula.
-    axes.set_yticks(range(len(labels)), [_label(label) for label in labels], parse_math=False)
-    axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)
+    ax.set_yticks(range(len(labels)), [_label(label) for label in labels], parse_math=False)
+    ax.set_ylim(max(1, len(labels)) - 0.5, -0.5)
 
 
 def _label(text: str) -> str:
@@ -282,28 +252,20 @@ def _label(text: str) -> str:
     return f"{line[:half]}…{line[-half:]}"
 
 
-def _whisker(axes: Axes, place: int, low: float, high: float) -> None:
+def _whisker(ax: Axes, place: int, low: float, high: float) -> None:
     # White below the ink: the whisker stays visible on a dark bar and on the ground alike.
     for colour, width in (("#ffffff", 3.4), (_INK, 1.4)):
-        axes.hlines(place, low, high, color=colour, linewidth=width, zorder=4, clip_on=False)
-        for end in (low, high):
-            axes.vlines(
-                end,
-                place - 0.12,
-                place + 0.12,
-                color=colour,
-                linewidth=width,
-                zorder=4,
-                clip_on=False,
-            )
+        style: dict[str, Any] = {"color": colour, "linewidth": width, "zorder": 4, "clip_on": False}
+        ax.hlines(place, low, high, **style)
+        ax.vlines([low, high], place - 0.12, place + 0.12, **style)
 
 
-def _beside(axes: Axes, place: int, text: str) -> None:
-    axes.text(
+def _beside(ax: Axes, place: int, text: str) -> None:
+    ax.text(
         1.02,
         place,
         visible(text),
-        transform=axes.get_yaxis_transform(),
+        transform=ax.get_yaxis_transform(),
         va="center",
         ha="left",
         fontsize=9.5,
@@ -312,13 +274,11 @@ def _beside(axes: Axes, place: int, text: str) -> None:
     )
 
 
-def _titled(axes: Axes, title: str, unit: str) -> Axes:
-    axes.set_title(
+def _titled(ax: Axes, title: str) -> Axes:
+    ax.set_title(
         visible(title), loc="left", fontsize=11, fontweight="bold", color=_INK, parse_math=False
     )
-    if unit:
-        axes.set_xlabel(visible(unit), fontsize=9, color=_INK, parse_math=False)
-    return axes
+    return ax
 
 
 def _base64(data: bytes) -> str:

@@ -279,7 +279,8 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
 
     def _refresh(self) -> None:
         load, unload, stop = self._buttons
-        load.disabled = unload.disabled = not self._loadable or self._busy
+        # Not while busy: a disabled button loses the keyboard's focus. Clicks are ignored then.
+        load.disabled = unload.disabled = not self._loadable
         stop.disabled = not self._busy
         for field in (self._provider, self._model, self._options):
             field.disabled = self._busy

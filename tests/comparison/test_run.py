@@ -1,0 +1,180 @@
+"""Running a comparison: every failure stays in its own cell, and order is the one that was given."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import nbproviders as nbp
+
+PROMPTS = [("12+30=", "42"), ("upper owl:", "OWL"), ("reverse cat:", "tac")]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Any:
+    yield
+    nbp.unload_all(force=True)
+
+
+async def test_every_model_answers_every_prompt_in_order() -> None:
+    """Rows are models by repeats by prompts, in the order given, each with text, times and tokens."""
+    specs = ["echo:b", "transformers:demo-m", "echo:a"]
+    result = await nbp.compare(specs, PROMPTS, scorers=[nbp.exact_match], repeats=2)
+    frame = result.frame
+    assert list(frame["spec"].unique()) == specs
+    assert list(frame["prompt_id"][:6]) == [0, 1, 2, 0, 1, 2]
+    assert list(frame["repeat"][:6]) == [0, 0, 0, 1, 1, 1]
+    right = frame[frame["spec"] == "transformers:demo-m"]
+    assert list(right["text"]) == ["42", "OWL", "tac"] * 2
+    assert right["score_exact_match"].astype(float).mean() == 1
+    assert not frame[frame["provider"] == "echo"]["score_exact_match"].astype(bool).any()
+    assert frame["error"].isna().all()
+    for column in ("queue_s", "ttft_s", "total_s", "prompt_tokens", "completion_tokens"):
+        assert (frame[column].astype(float) >= 0).all(), column
+    assert (right["ttft_s"] <= right["total_s"]).all()
+
+
+async def test_a_failing_cell_leaves_the_others_alone() -> None:
+    """With a provider that fails for some prompts only those cells have an error."""
+    prompts = [f"prompt {i}" for i in range(40)]
+    frame = (await nbp.compare(["echo:x?fail_rate=0.3", "echo:y"], prompts)).frame
+    failed = frame[frame["error"].notna()]
+    assert 0 < len(failed) < 40
+    assert set(failed["spec"]) == {"echo:x?fail_rate=0.3"}
+    assert failed["text"].isna().all()
+    assert failed["error"].str.startswith("ServiceUnavailableError").all()
+    rest = frame[frame["error"].isna()]
+    assert (rest["text"] == rest["prompt"]).all()
+
+
+async def test_a_model_that_cannot_load_fails_its_own_cells() -> None:
+    """A model that is not there costs its cells; the other model is compared all the same."""
+    frame = (await nbp.compare(["transformers:/no/where", "echo:y"], ["a", "b"])).frame
+    lost = frame[frame["spec"] == "transformers:/no/where"]
+    assert lost["error"].str.contains("no folder").all()
+    assert list(frame[frame["spec"] == "echo:y"]["text"]) == ["a", "b"]
+
+
+async def test_a_prompt_that_is_too_long_fails_alone() -> None:
+    """A prompt beyond one model's context fails there, and is answered by the other."""
+    frame = (await nbp.compare(["transformers:demo-xs", "echo:y"], ["12+30=", "x" * 400])).frame
+    assert list(frame["error"].notna()) == [False, True, False, False]
+    assert "256" in frame["error"].dropna().iloc[0]
+
+
+async def test_a_scorer_that_raises_fails_its_cell_and_says_so() -> None:
+    """A bug in a scorer is told in the cell concerned; the answer is kept."""
+
+    def fussy(response: str, expected: str) -> bool:
+        if response == "b":
+            raise KeyError("planted")
+        return True
+
+    frame = (await nbp.compare("echo:y", [("a", "a"), ("b", "b")], scorers=fussy)).frame
+    assert list(frame["text"]) == ["a", "b"]
+    assert frame["error"].isna()[0]
+    assert "fussy" in frame["error"][1]
+    assert "planted" in frame["error"][1]
+
+
+async def test_scorers_may_be_async_and_run_on_the_callers_loop() -> None:
+    """An async scorer can use what belongs to the caller's loop."""
+    here = asyncio.get_running_loop()
+
+    async def same_loop(response: str, expected: str) -> bool:
+        return asyncio.get_running_loop() is here
+
+    frame = (await nbp.compare("echo:y", [("a", "a")], scorers=[same_loop])).frame
+    assert bool(frame["score_same_loop"][0])
+
+
+async def test_defaults_are_greedy_and_bounded_for_all() -> None:
+    """Every model is asked with temperature 0 and at most 256 tokens unless told otherwise."""
+    words = " ".join("word" for _ in range(300))
+    frame = (await nbp.compare("echo:y", [words])).frame
+    assert frame["completion_tokens"][0] == 256
+    assert frame["finish"][0] == "length"
+    short = await nbp.compare("echo:y", [words], {"max_tokens": 5})
+    assert short.frame["completion_tokens"][0] == 5
+    assert short.params["temperature"] == 0
+
+
+async def test_repeats_of_a_sampled_comparison_differ_and_can_be_repeated() -> None:
+    """A given seed is raised for each repeat, so that repeats differ and the whole can be repeated."""
+    params = nbp.GenerationParams(temperature=2.0, seed=5, max_tokens=8)
+    runs = [
+        (await nbp.compare("transformers:demo-xs?chat=false", ["zz"], params, repeats=4)).frame
+        for _ in range(2)
+    ]
+    assert list(runs[0]["text"]) == list(runs[1]["text"])
+    assert runs[0]["text"].nunique() > 1
+
+
+async def test_clients_handles_objects_and_contexts_are_models() -> None:
+    """Whatever has the waist can be compared."""
+
+    class Shout:
+        def generate(self, prompt: str) -> str:
+            return prompt.upper()
+
+    provider = nbp.create_provider("echo")
+    handle = await provider.setup("h")
+    async with provider.model("c") as client:
+        models = [client, handle, provider.model("d"), Shout()]
+        frame = (await nbp.compare(models, ["a b"])).frame
+    assert list(frame["text"]) == ["a b", "a b", "a b", "A B"]
+    await handle.teardown()
+
+
+async def test_a_bug_in_somebodys_model_is_kept_to_its_cell() -> None:
+    """An object whose generate raises anything costs its cells, with the type told."""
+
+    class Broken:
+        def generate(self, prompt: str) -> str:
+            if prompt == "b":
+                raise ZeroDivisionError("planted")
+            return prompt
+
+    frame = (await nbp.compare([Broken(), "echo:y"], ["a", "b"])).frame
+    assert list(frame["error"].notna()) == [False, True, False, False]
+    assert "ZeroDivisionError" in frame["error"][1]
+
+
+@pytest.mark.parametrize("wrong", [{"max_tokens": -1}, {"temperature": 9}, {"tempreture": 1}])
+async def test_wrong_parameters_are_refused_before_anything_runs(wrong: dict[str, Any]) -> None:
+    """A parameter out of bounds or misspelt is refused with its name."""
+    with pytest.raises(nbp.InvalidRequestError, match=next(iter(wrong))):
+        await nbp.compare("echo:y", ["a"], wrong)
+    assert nbp.residents() == []
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1.5, True])
+async def test_wrong_repeats_are_refused(repeats: Any) -> None:
+    """Repeats are a whole number, at least one."""
+    with pytest.raises(nbp.InvalidRequestError, match="repeats"):
+        await nbp.compare("echo:y", ["a"], repeats=repeats)
+
+
+def test_compare_sync_works_without_a_loop_and_gives_back_its_leases() -> None:
+    """In a script the blocking form does the same, and holds nothing afterwards."""
+    frame = nbp.compare_sync(["echo:y"], ["a"]).frame
+    assert list(frame["text"]) == ["a"]
+    assert [(r.handles, r.running) for r in nbp.residents()] == [(0, 0)]
+
+
+async def test_compare_sync_works_inside_a_running_loop() -> None:
+    """In a notebook's running loop the blocking form works too, without patching the loop."""
+    assert list(nbp.compare_sync(["echo:y"], ["a"]).frame["text"]) == ["a"]
+
+
+async def test_a_cancelled_comparison_holds_nothing() -> None:
+    """Cancelling a comparison ends it at once and frees its models."""
+    task = asyncio.ensure_future(nbp.compare("echo:y?delay_s=60", ["a b"] * 3))
+    while not nbp.residents() or not nbp.residents()[0].running:  # noqa: ASYNC110
+        await asyncio.sleep(0)  # it runs on another loop; there is no event here
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert nbp.unload_all(timeout_s=10) == 0

@@ -1,0 +1,286 @@
+"""The command: run as people run it, in a process of its own wherever that is what is promised."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nbproviders as nbp
+from nbproviders import cli, registry
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "nbproviders.cli"]
+
+needs_models = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
+)
+
+
+def run(
+    *arguments: str, cwd: Path, path: Path | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder; `path` stands first where modules are looked for."""
+    environment = {**os.environ, **more}
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+
+
+def test_version(tmp_path):
+    """``--version`` prints the version of the package."""
+    assert run("--version", cwd=tmp_path).stdout == f"nbproviders {nbp.__version__}\n"
+
+
+def test_a_command_is_needed(capsys):
+    """Without a command, or with a wrong one, the usage names the three there are."""
+    for arguments in ([], ["dance"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 2
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    told = capsys.readouterr().out
+    assert re.findall(r"^ +(demo|lab|list) ", told, re.MULTILINE) == ["demo", "lab", "list"]
+
+
+# demo
+
+
+@needs_models
+def test_demo(tmp_path):
+    """The demo compares the three models for real, prints both tables and writes one whole report."""
+    ran = run("demo", "--n", "4", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert max(map(len, ran.stdout.splitlines()[:-1])) <= 80
+    assert "\x1b" not in ran.stdout + ran.stderr
+    scores = dict(re.findall(r"transformers:(demo-\w+) +28 +(\d+)%", ran.stdout))
+    assert list(scores) == ["demo-xs", "demo-s", "demo-m"]
+    assert int(scores["demo-xs"]) < int(scores["demo-m"])
+    assert re.search(r"^  add3( +\d+%){3}$", ran.stdout, re.MULTILINE)
+    report = tmp_path / cli.REPORT
+    assert str(report) in ran.stdout.splitlines()[-1]
+    page = report.read_text(encoding="utf-8")
+    assert "transformers:demo-xs" in page
+    assert not re.search(r"<script|<link|(src|href)=[\"']?(http|/)", page)
+
+
+def test_demo_without_its_packages(tmp_path, monkeypatch, capsys):
+    """Where transformers is missing, the demo says what to install, fails, and writes nothing."""
+    monkeypatch.chdir(tmp_path)
+    absent = (("not_there",), "transformers")
+    monkeypatch.setitem(registry._NEEDS, "transformers", absent)
+    assert cli.main(["demo"]) == 1
+    told = capsys.readouterr()
+    assert "not_there" in told.err
+    assert 'pip install "nbproviders[transformers]"' in told.err
+    assert 'pip install -c constraints.txt -e ".[local]"' in told.err
+    assert told.out == ""
+    assert not (tmp_path / cli.REPORT).exists()
+
+
+@pytest.mark.parametrize("place", [".", "missing/report.html"])
+def test_demo_refuses_a_bad_place_first(place, tmp_path, monkeypatch, capsys):
+    """A report that cannot be written is refused before the models are asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(registry._NEEDS, "transformers", ((), "transformers"))
+    assert cli.main(["demo", "--html", place]) == 1
+    told = capsys.readouterr()
+    assert "The report" in told.err
+    assert told.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["--n", "0"], ["--n", "-3"], ["--n", "x"], ["--fast"]])
+def test_demo_refuses_bad_arguments(arguments, capsys):
+    """A number of prompts below one, or an unknown option, is refused with the usage."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["demo", *arguments])
+    assert ended.value.code == 2
+    assert arguments[-1] in capsys.readouterr().err
+
+
+@needs_models
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C another way")
+def test_interrupt_is_quiet(tmp_path):
+    """Ctrl-C in the middle ends the demo with 130, no traceback, and no report."""
+    begun = subprocess.Popen(
+        [*COMMAND, "demo", "--n", "400"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert begun.stdout is not None
+    assert begun.stdout.readline().startswith("Asking")
+    begun.send_signal(signal.SIGINT)
+    _, told = begun.communicate(timeout=60)
+    assert begun.returncode == 130
+    assert "Traceback" not in told
+    assert not (tmp_path / cli.REPORT).exists()
+
+
+# lab
+
+FAKE_LAB = """
+import sys
+print("lab", *sys.argv[1:])
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def fake_lab(tmp_path) -> Path:
+    """A folder with a module ``jupyterlab`` that tells its arguments and ends with 7."""
+    package = tmp_path / "fake" / "jupyterlab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(FAKE_LAB)
+    return package.parent
+
+
+@pytest.fixture
+def lesson(tmp_path) -> Path:
+    folder = tmp_path / "lesson"
+    folder.mkdir()
+    return folder
+
+
+def test_lab_copies_and_opens(lesson, fake_lab):
+    """The notebooks are copied here and opened; further arguments and the exit code are passed on."""
+    ran = run("lab", "--no-open-browser", "--port=8890", cwd=lesson, path=fake_lab)
+    copied = {path.name: path.read_bytes() for path in lesson.iterdir()}
+    shipped = {path.name: path.read_bytes() for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert copied == shipped
+    assert "copied  01_quickstart.ipynb" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == "lab --port=8890 01_quickstart.ipynb --no-browser"
+    assert ran.returncode == 7
+
+
+def test_lab_opens_what_is_asked_for(lesson, fake_lab):
+    """A file of the user's own, named as an argument, is opened instead of the quickstart."""
+    ran = run("lab", "mine.ipynb", cwd=lesson, path=fake_lab)
+    assert ran.stdout.splitlines()[-1] == "lab mine.ipynb"
+
+
+def test_lab_keeps_what_was_changed(lesson, fake_lab):
+    """A notebook that was worked in is never overwritten; an unchanged one is left as it is."""
+    (lesson / "01_quickstart.ipynb").write_text("my work")
+    ran = run("lab", cwd=lesson, path=fake_lab)
+    assert (lesson / "01_quickstart.ipynb").read_text() == "my work"
+    assert "kept    01_quickstart.ipynb: yours differs" in ran.stdout
+    (lesson / "01_quickstart.ipynb").unlink()
+    run("lab", cwd=lesson, path=fake_lab)
+    ran = run("lab", cwd=lesson, path=fake_lab)
+    assert "there   01_quickstart.ipynb" in ran.stdout
+
+
+def test_lab_from_a_wheel(tmp_path, monkeypatch):
+    """In an installed package the notebooks are taken from the package itself."""
+    package = tmp_path / "site-packages" / "nbproviders"
+    (package / "notebooks").mkdir(parents=True)
+    (package / "notebooks" / "a.ipynb").touch()
+    monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
+    assert cli._notebooks() == [package / "notebooks" / "a.ipynb"]
+    (package / "notebooks" / "a.ipynb").unlink()
+    with pytest.raises(nbp.ConfigurationError, match="not in this installation"):
+        cli._notebooks()
+
+
+def test_lab_without_jupyterlab(lesson, monkeypatch, capsys):
+    """Where JupyterLab is missing, nothing is copied and the command to install it is told."""
+    monkeypatch.chdir(lesson)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["lab"]) == 1
+    assert 'pip install "nbproviders[lab]"' in capsys.readouterr().err
+    assert list(lesson.iterdir()) == []
+
+
+def test_lab_where_nothing_can_be_written(tmp_path, capsys, monkeypatch):
+    """A folder that takes no files is an error that says where to go."""
+    source = tmp_path / "a.ipynb"
+    source.touch()
+    with pytest.raises(nbp.ConfigurationError, match="cannot be written") as failed:
+        cli._copy_notebooks([source], tmp_path / "missing")
+    assert "nbproviders lab" in failed.value.hint
+
+
+# list
+
+
+def test_list(tmp_path):
+    """Providers are listed with the reason of one that is unavailable, models with size and reference."""
+    (tmp_path / "config.toml").write_text(f'[folders]\ngguf = ["{tmp_path.as_posix()}"]\n')
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF" + bytes(2044))
+    ran = run(
+        "list",
+        cwd=tmp_path,
+        NBPROVIDERS_CONFIG=str(tmp_path / "config.toml"),
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "\x1b" not in ran.stdout
+    assert re.search(r"^  echo +available$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^ +[\d.]+ KiB  demo +transformers:demo-xs$", ran.stdout, re.MULTILINE)
+    reference = re.escape(f"llama-cpp:{tmp_path / 'tiny.gguf'}")
+    assert re.search(rf"^ +2.0 KiB  folder  {reference}$", ran.stdout, re.MULTILINE)
+
+
+def test_list_tells_why_not(monkeypatch, capsys, tmp_path):
+    """A provider that cannot run here has its reason beside it, and a note at the models it would open."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    absent = (("not_there",), "transformers")
+    monkeypatch.setitem(registry._NEEDS, "transformers", absent)
+    assert cli.main(["list"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^  transformers +not available: not_there not installed", told, re.MULTILINE)
+    assert "Those of transformers need its provider" in told
+
+
+def test_errors_are_messages(own_settings, capsys):
+    """An error of ours is told with its hint and ends with 1, without a traceback."""
+    own_settings.write_text("not TOML at all")
+    assert cli.main(["list"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("nbproviders: The settings file")
+    assert told.endswith("Mend it or remove it.\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end another way on Windows")
+def test_reader_may_leave(tmp_path):
+    """When what reads the output ends first, as ``head`` does, the command ends in silence."""
+    begun = subprocess.Popen(
+        [*COMMAND, "list"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert begun.stdout is not None
+    begun.stdout.close()
+    assert begun.stderr is not None
+    assert begun.stderr.read() == ""
+    assert begun.wait(timeout=60) == 0
+    begun.stderr.close()
+
+
+def test_poor_encoding(tmp_path):
+    """A terminal without Unicode gets a stand-in for what it cannot show, not a traceback."""
+    folder = tmp_path / "модели"
+    folder.mkdir()
+    (folder / "a.gguf").write_bytes(b"GGUF")
+    config = tmp_path / "config.toml"
+    config.write_text(f'[folders]\ngguf = ["{folder.as_posix()}"]\n', encoding="utf-8")
+    ran = run("list", cwd=tmp_path, NBPROVIDERS_CONFIG=str(config), PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0, ran.stderr
+    assert "\\u043c" in ran.stdout
