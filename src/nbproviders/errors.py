@@ -24,7 +24,7 @@ import builtins
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ProviderError(RuntimeError):
@@ -86,6 +86,10 @@ class TimeoutError(ProviderError, builtins.TimeoutError):
 
     retryable = True
 
+    def __new__(cls, *arguments: object, **_: object) -> Self:
+        """Make one as the builtin does: two builtin bases leave Python no single way of its own."""
+        return builtins.TimeoutError.__new__(cls, *arguments)
+
 
 class InvalidRequestError(ProviderError, ValueError):
     """A prompt or parameter cannot be used (HTTP 400, 404, 422)."""
@@ -125,11 +129,20 @@ class ForeignError(Exception):
         self.type_name = type_name
         self.text = text
 
+    def __reduce__(self) -> tuple[type[ForeignError], tuple[str, str]]:
+        return type(self), (self.type_name, self.text)
+
 
 _SECRET_TEXT = re.compile(
-    r"(?i)(?P<name>\b(?:authorization|x-api-key|api[-_]?key|token|secret|password)\b['\"]?\s*[:=]\s*['\"]?"
-    r"(?:bearer\s+|api-key\s+)?|\bbearer\s+)(?P<value>[^\s'\",;&]{4,})"
-    r"|\b(?:sk|hf|gsk|xox[abp]|ghp)[-_][A-Za-z0-9_-]{8,}"
+    r"""(?ix)
+    (?P<name>
+        \b[\w-]*(?:authorization|api[-_]?key|token|secret|password|credentials?)\b['"]?\s*[:=]\s*['"]?
+        (?:(?:bearer|basic|api-key|digest)\s+)?
+      | \bbearer\s+
+    )
+    (?P<value>[^\s'",;&]{4,})
+    | \b(?:sk|hf|gsk|xox[abp]|ghp)[-_][A-Za-z0-9_-]{8,}
+    """
 )
 
 
@@ -147,7 +160,7 @@ def foreign(error: BaseException) -> ForeignError:
 
 def fresh(error: ProviderError) -> ProviderError:
     """Return an equal error without traceback: every waiter raises its own, and none keeps frames."""
-    copy = type(error).__new__(type(error))
+    copy = type(error).__new__(type(error), *error.args)
     copy.args = error.args
     copy.__dict__.update(error.__dict__)
     copy.__cause__ = foreign(error.__cause__) if error.__cause__ is not None else None
@@ -193,5 +206,5 @@ def mapped(what: str) -> Iterator[None]:
         raise InsufficientMemoryError(f"{what}: out of memory. {foreign(error)}") from foreign(
             error
         )
-    except Exception as error:  # the border to other people's code; it is shown
+    except (Exception, SystemExit) as error:  # the border to other people's code; it is shown
         raise ProviderError(f"{what}: {foreign(error)}") from foreign(error)

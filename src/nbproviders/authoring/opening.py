@@ -59,7 +59,7 @@ class Opened:
 
     def fresh(self) -> bool:
         """Whether it still means what it meant."""
-        if self._alias_version != aliases.version():
+        if self._alias_version != aliases.version() or self._residency is not residencies.default():
             return False
         return all(_stamp(path) == stamp for path, stamp in self._watch)
 
@@ -98,6 +98,11 @@ class ModelContext:
         self._opened = opened
         # Entered at once by several tasks or threads, each leaves with its own client.
         self._clients: dict[object, list[Client | SyncClient]] = {}
+
+    @property
+    def loader(self) -> Loader:
+        """How the model is loaded, for fronts that show the load themselves."""
+        return self._opened.loader
 
     @property
     def spec(self) -> str:

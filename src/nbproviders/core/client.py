@@ -29,7 +29,11 @@ class _Held:
         self._model = model
         self._release = release
         self._reopen = reopen
-        self._engine = engines.default()
+
+    @property
+    def _engine(self) -> engines.Engine:
+        # Looked up at each call: a forked child has an engine of its own.
+        return engines.default()
 
     @property
     def info(self) -> ModelInfo:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from nbproviders.errors import (
@@ -47,21 +48,17 @@ class Mailbox:
 
     def post(self, function: Callable[..., object], *arguments: object) -> bool:
         """Have the loop call a function soon; False if that loop is closed for good."""
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            return False
         with self._lock:
             self._calls.append((function, arguments))
             if self._woken:
                 return True
             self._woken = True
-        loop = self._loop()
-        try:
-            if loop is not None:
-                loop.call_soon_threadsafe(self._drain)
-                return True
-        except RuntimeError:  # the loop is closed
-            pass
-        with self._lock:
-            self._woken = False
-            self._calls.clear()
+        with suppress(RuntimeError):  # closed in this moment
+            loop.call_soon_threadsafe(self._drain)
+            return True
         return False
 
     def _drain(self) -> None:
@@ -69,7 +66,11 @@ class Mailbox:
             self._woken = False
             calls, self._calls = self._calls, deque()
         for function, arguments in calls:
-            function(*arguments)
+            try:
+                function(*arguments)
+            except Exception as error:  # one that fails takes no other of the burst with it
+                told = {"message": "A posted call failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(told)
 
 
 class Port(Mailbox):
@@ -121,6 +122,13 @@ class Engine:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self._loop.run_until_complete(asyncio.wait(left, timeout=1))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
 
     @property
     def here(self) -> bool:
@@ -128,15 +136,22 @@ class Engine:
         return threading.get_ident() == self._thread.ident
 
     def post(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call a function on the engine soon."""
-        self._mailbox.post(function, *arguments)
+        """Call a function on the engine soon.
+
+        Raises
+        ------
+        ClosedError
+            If the engine has ended: the interpreter is going down, or this is a forked child.
+        """
+        if not self._mailbox.post(function, *arguments):
+            raise ClosedError("The engine has ended; nothing can be run any more.")
 
     def post_from_finalizer(self, function: Callable[..., object], *arguments: object) -> None:
         """Call a function on the engine soon, without a lock of ours.
 
         A finalizer can run at any allocation, also inside a locked block of the same thread.
         """
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nothing is left to give back
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def at_close(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -166,7 +181,7 @@ class Engine:
             try:
                 return await result
             except asyncio.CancelledError:
-                self.post(crossing.cancel)
+                self.post_from_finalizer(crossing.cancel)
                 raise
 
     def wait(self, work: Callable[[], Coroutine[Any, Any, T]], timeout_s: float | None = None) -> T:
@@ -193,7 +208,7 @@ class Engine:
         try:
             return _result(result, timeout_s)
         except BaseException:
-            self.post(crossing.cancel)
+            self.post_from_finalizer(crossing.cancel)
             raise
 
     def close(self) -> None:
@@ -226,7 +241,7 @@ class _Crossing:
     def begin(self, engine: Engine, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         if self._cancelled:
             return
-        self._task = engine.start(work())
+        self._task = engine.start(_awaited(work))
         self._task.add_done_callback(self._done)
 
     def cancel(self) -> None:
@@ -250,6 +265,11 @@ def _settle(result: asyncio.Future[Any] | Future[Any], task: asyncio.Task[Any]) 
         result.set_result(task.result())
 
 
+async def _awaited(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Await what a function returns; what it raises before that is the work's error as well."""
+    return await work()
+
+
 def _result(result: Future[T], timeout_s: float | None) -> T:
     __tracebackhide__ = True
     waited_s = 0.0
@@ -258,8 +278,8 @@ def _result(result: Future[T], timeout_s: float | None) -> T:
         try:
             return result.result(slice_s)
         except FutureTimeoutError:
-            if result.done():  # the work's own timeout, not ours
-                raise
+            if result.done():  # it came in this moment, or is a timeout of the work itself
+                return result.result(0)
             waited_s += slice_s
             if timeout_s is not None and waited_s >= timeout_s:
                 raise TimeoutError(

@@ -23,6 +23,7 @@ from nbproviders.errors import ConfigurationError
 
 _SECRET_NAME = re.compile(r"(?i)(^|_)(api_?key|token|secret|password|authorization|credentials?)$")
 _SECRET_VALUE = re.compile(r"^(sk|hf|gsk|ghp|xox[abp])[-_][A-Za-z0-9_-]{8,}$")
+_END_BLANKS = re.compile(r"^\s+|\s+$")
 _PROCESS_KEY = secrets.token_bytes(32)
 
 
@@ -31,6 +32,15 @@ def is_secret(name: str, value: object = None) -> bool:
     return bool(
         _SECRET_NAME.search(name) or (isinstance(value, str) and _SECRET_VALUE.match(value))
     )
+
+
+def holds_secret(name: str, value: object) -> bool:
+    """Whether an option is a secret, or has one anywhere inside."""
+    if is_secret(name, value):
+        return True
+    if isinstance(value, Mapping):
+        return any(holds_secret(str(k), v) for k, v in value.items())
+    return isinstance(value, (list, tuple)) and any(holds_secret("", v) for v in value)
 
 
 def secret_digest(value: object) -> str:
@@ -79,7 +89,7 @@ class ModelSpec:
             )
         chosen = options or {}
         for name, value in chosen.items():
-            if is_secret(name, value):
+            if holds_secret(name, value):
                 raise ConfigurationError(
                     f"The option {name!r} of model {model!r} is a secret; a model reference is shown "
                     "in tables and files.",
@@ -128,6 +138,7 @@ class ModelSpec:
         """Model and options, without the provider: what ``provider.model()`` takes."""
         query = "&".join(f"{name}={_write(value)}" for name, value in self.options)
         model = self.model.replace("%", "%25").replace("?", "%3F")
+        model = _END_BLANKS.sub(lambda blanks: quote(blanks[0]), model)
         return f"{model}?{query}" if query else model
 
     def __str__(self) -> str:
@@ -168,7 +179,7 @@ def _read(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower())
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     if isinstance(value, float) and not math.isfinite(value):
         return text
@@ -222,7 +233,10 @@ def canonical(value: object) -> str:
     TypeError
         For a value that has no canonical form (an open file, a client, a function).
     """
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # not a number, or infinite
+        raise TypeError("a number that JSON cannot write has no canonical form") from None
 
 
 def _plain(value: object, name: str = "") -> object:

@@ -16,7 +16,14 @@ from nbproviders.core import engine as engines
 from nbproviders.core.completion import Chunk, Completion
 from nbproviders.core.model import Model
 from nbproviders.core.params import Request
-from nbproviders.errors import ClosedError, ProviderError, TimeoutError, fresh
+from nbproviders.errors import (
+    ClosedError,
+    ConfigurationError,
+    ProviderError,
+    TimeoutError,
+    fresh,
+    mapped,
+)
 
 
 class _Pump:
@@ -43,10 +50,11 @@ class _Pump:
 
     async def _run(self) -> None:
         try:
-            async with self._model.stream(self._request) as stream:
-                async for chunk in stream:
-                    self._deliver(chunk)
-                self._deliver(stream.completion)
+            with mapped(self._model.info.spec):
+                async with self._model.stream(self._request) as stream:
+                    async for chunk in stream:
+                        self._deliver(chunk)
+                    self._deliver(stream.completion)
         except ProviderError as error:
             self._deliver(fresh(error))
         except asyncio.CancelledError:
@@ -204,6 +212,11 @@ class SyncStream(_Reading, Iterator[Chunk]):
         __tracebackhide__ = True
         if self._ended:
             raise StopIteration
+        if self._engine.here:
+            raise ConfigurationError(
+                "A blocking stream was read on the engine's own thread and would never go on.",
+                hint="Inside a provider or scorer use the async form: async for.",
+            )
         if not self._begun:
             self._begun = True
             self._engine.post(self._pump.begin, self._engine)

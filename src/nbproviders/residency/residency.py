@@ -7,6 +7,7 @@ on the caller's thread; loads and evictions are decided under it and carried out
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import Counter
@@ -52,12 +53,14 @@ class Residency:
         self._handles: Counter[ResourceKey] = Counter()
         self._record = Record()
         self._admission = Admission(self)
+        self._pid = os.getpid()
 
     # Leases: any thread
 
     def lease_now(self, loader: Loader) -> Lease | None:
         """Return a soft lease at once if the model is in memory, else None. Any thread."""
         key = loader.key
+        self._check_process(loader)
         with self._lock:
             entry = self._table.get(key)
             if entry is None or entry.state is not State.HOT:
@@ -88,6 +91,13 @@ class Residency:
         self._record.add("leased", loader.spec.text)
         self._admission.wake()
         return Lease(loader, self._give_back)
+
+    def _check_process(self, loader: Loader) -> None:
+        # A forked child has a copy of this table, and none of the threads that its models live on.
+        if self._pid != os.getpid():
+            raise ClosedError(
+                f"{loader.spec} was opened before this process was forked.", hint="Open it again."
+            )
 
     def _give_back(self, loader: Loader) -> None:
         with self._lock:
@@ -123,6 +133,7 @@ class Residency:
 
     async def _ready(self, loader: Loader) -> Entry:
         """Return the entry of a model in memory, with a hard lease taken for the caller."""
+        self._check_process(loader)
         # A model on its way out is never handed out, and never doubled: wait until it is gone.
         while (leaving := self._leaving.get(loader.key)) is not None:
             await leaving.gone.wait()
@@ -167,7 +178,11 @@ class Residency:
         except asyncio.CancelledError:
             self._drop(entry, ClosedError(f"The load of {loader.spec} was cancelled."))
             raise
-        except Exception as error:  # a provider's border: shown to every waiter
+        except (
+            Exception,
+            SystemExit,
+            KeyboardInterrupt,
+        ) as error:  # a provider's; every waiter sees it
             self._drop(entry, setup_failed(loader.spec, error))
             return
         with self._lock:

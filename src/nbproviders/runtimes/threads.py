@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from nbproviders.core.engine import Mailbox
-from nbproviders.errors import ClosedError
+from nbproviders.errors import ClosedError, ProviderError, foreign
 
 T = TypeVar("T")
 
@@ -97,8 +97,10 @@ def _run_into(
     outcome: Any
     try:
         outcome, failed = function(*arguments), False
-    except BaseException as error:  # handed over whole; the loop's side maps it
+    except Exception as error:  # handed over whole; the loop's side maps it
         outcome, failed = error, True
+    except BaseException as error:  # sys.exit in foreign code would end the engine's loop
+        outcome, failed = ProviderError(f"It tried to end the program: {foreign(error)}"), True
     mailbox = Mailbox(loop)
     mailbox.post(_settle, done, outcome, failed)
 

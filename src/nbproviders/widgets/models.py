@@ -63,7 +63,7 @@ class Loading:
 async def load(spec: str, tell: Tell) -> tuple[Client, ResourceKey]:
     """Load a model on the engine, telling how far it is; return a client and the model's key."""
     context = await asyncio.to_thread(registry.model, spec)  # may read files or import a plugin
-    loader = context._opened.loader
+    loader = context.loader
     work = asyncio.ensure_future(_opened(context, loader))
     try:
         while not work.done():

@@ -1,0 +1,119 @@
+"""Promises of a model by way of its lease: there when it is needed, never holding weights itself."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from nbproviders.core.params import Request
+from nbproviders.errors import ClosedError, ProviderError
+from nbproviders.residency.entry import State
+from nbproviders.residency.leased import LeasedModel
+from tests.scripted import Gate, ScriptedLoader, ScriptedModel, house, in_virtual_time, start, turns
+
+
+@in_virtual_time
+async def test_the_first_call_loads() -> None:
+    """Nothing loads before it is asked for; then it stays."""
+    home, loader = house(), ScriptedLoader()
+    model = LeasedModel(home, loader)
+    assert (loader.loads, model.info.spec, model.info.parallel) == (0, "scripted:a", 1)
+    assert await model.generate("one two") == "one two"
+    assert await model.generate("three") == "three"
+    assert loader.loads == 1
+
+
+@in_virtual_time
+async def test_streaming_and_generating_are_the_same() -> None:
+    """Both give the text and tell the reference as written, whatever the model calls itself."""
+    model = LeasedModel(house(), ScriptedLoader())
+    stream = model.stream("one two")
+    assert [chunk async for chunk in stream] == ["one", " two"]
+    whole = await model.generate("one two")
+    assert stream.completion == whole
+    assert stream.completion.spec == whole.spec == model.info.spec == "scripted:a"
+    assert stream.completion.usage == whole.usage
+
+
+@in_virtual_time
+async def test_a_call_holds_the_model_until_it_ends() -> None:
+    """A running call is a hard lease; ended, failed or left early it is none."""
+    home, gate = house(), Gate()
+    loader = ScriptedLoader(make=lambda: ScriptedModel(gate=gate))
+    model = LeasedModel(home, loader)
+    call = start(model.generate("x"))
+    await turns()
+    assert [(r.state, r.running) for r in home.residents()] == [(State.HOT, 1)]
+    gate.open()
+    await call
+    assert home.residents()[0].running == 0
+    async with model.stream("one two") as stream:
+        await anext(stream)
+        assert home.residents()[0].running == 1
+    assert home.residents()[0].running == 0
+    assert loader.model.cancelled.is_set()
+
+
+@in_virtual_time
+async def test_a_failed_call_gives_the_model_back() -> None:
+    """A foreign error is told with the model's reference, and the lease is over."""
+    home = house()
+    loader = ScriptedLoader(make=lambda: ScriptedModel(failure=ZeroDivisionError("oops")))
+    model = LeasedModel(home, loader)
+    with pytest.raises(ProviderError, match="scripted:a failed: ZeroDivisionError: oops"):
+        await model.generate("x")
+    with pytest.raises(ProviderError, match="scripted:a failed"):
+        async for _ in model.stream("x"):
+            pass
+    assert home.residents()[0].running == 0
+
+
+@in_virtual_time
+async def test_what_the_reference_says_of_calls() -> None:
+    """`chat` and `alone` of the reference are for requests that do not say."""
+    loader = ScriptedLoader()
+    model = LeasedModel(house(), loader, chat=False, alone=True)
+    await model.generate("x")
+    async for _ in model.stream(Request("y", chat=True)):
+        pass
+    first, second = loader.model.requests
+    assert (first.chat, first.alone, first.whole) == (False, True, True)
+    assert (second.chat, second.alone, second.whole) == (True, True, False)
+
+
+@in_virtual_time
+async def test_a_model_that_left_loads_again() -> None:
+    """Unloaded between two calls, it is there for the second."""
+    home, loader = house(), ScriptedLoader()
+    model = LeasedModel(home, loader)
+    await model.generate("x")
+    await home.unload(lambda _: True)
+    assert await model.generate("again") == "again"
+    assert loader.loads == 2
+
+
+@in_virtual_time
+async def test_it_never_holds_weights() -> None:
+    """Whoever keeps a leased model keeps no memory: it goes with the residency's."""
+    home, loader = house(), ScriptedLoader()
+    model = LeasedModel(home, loader)
+    await model.generate("x")
+    kept = weakref.ref(loader.models.pop())
+    await home.unload(lambda _: True)
+    gc.collect()
+    assert kept() is None
+    assert model.info.spec == "scripted:a"
+    await model.aclose()
+
+
+@in_virtual_time
+async def test_raw_is_there_while_the_model_is() -> None:
+    """The object underneath can be had while it is in memory; otherwise the error says what to do."""
+    home, loader = house(), ScriptedLoader()
+    model = LeasedModel(home, loader)
+    with pytest.raises(ClosedError, match="not in memory"):
+        _ = model.raw
+    await model.generate("x")
+    assert model.raw is loader.model
