@@ -162,12 +162,12 @@ def lesson(tmp_path) -> Path:
 
 def test_lab_copies_and_opens(lesson, fake_lab):
     """The notebooks are copied here and opened; further arguments and the exit code are passed on."""
-    ran = run("lab", "--no-open-browser", "--port=8890", cwd=lesson, path=fake_lab)
+    ran = run("lab", "--no-open-browser", "--port", "8890", cwd=lesson, path=fake_lab)
     copied = {path.name: path.read_bytes() for path in lesson.iterdir()}
     shipped = {path.name: path.read_bytes() for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert copied == shipped
     assert "copied  01_quickstart.ipynb" in ran.stdout
-    assert ran.stdout.splitlines()[-1] == "lab --port=8890 01_quickstart.ipynb --no-browser"
+    assert ran.stdout.splitlines()[-1] == "lab --port 8890 01_quickstart.ipynb --no-browser"
     assert ran.returncode == 7
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def _demo(options: argparse.Namespace, _: Sequence[str]) -> int:
     models = [f"transformers:{name}" for name in demo.MODELS]
     print(f"Asking {', '.join(demo.MODELS)} {len(tasks)} prompts each …", flush=True)
     result = compare_sync(models, tasks, scorers=exact_match, progress=sys.stderr.isatty())
-    print(f"\n{result.as_text(width=_COLUMNS)}\n\nExactly right, by task\n{_by_task(result)}\n")
+    print(f"\n{_overall(result)}\n\nExactly right, by task\n{_by_task(result)}\n")
     result.to_html(report)
     print(f"The whole comparison, to open in a browser: {report}")
     return 0
@@ -130,6 +131,14 @@ def _writable(path: Path) -> Path:
     return full
 
 
+def _overall(result: Comparison) -> str:
+    lines = result.as_text(width=_COLUMNS).splitlines()
+    # The table fits as it is; a note beside it may be longer.
+    return "\n".join(
+        line if len(line) <= _COLUMNS else textwrap.fill(line, _COLUMNS) for line in lines
+    )
+
+
 def _by_task(result: Comparison) -> str:
     shares: dict[str, list[str]] = {}
     for row in result.summary(by="task").to_dict("records"):
@@ -147,7 +156,7 @@ def _lab(options: argparse.Namespace, rest: Sequence[str]) -> int:
     for line in _copy_notebooks(_notebooks(), Path.cwd()):
         print(line)
     command = [sys.executable, "-m", "jupyterlab", *rest]
-    if all(argument.startswith("-") for argument in rest):
+    if not any(name.endswith(".ipynb") or Path(name).exists() for name in rest):
         command.append(QUICKSTART)
     if options.no_open_browser:
         command.append("--no-browser")

@@ -86,7 +86,17 @@ def test_cached_revision(cache):
         {**CAUSAL, "model.safetensors.index.json": '{"weight_map": {"a": "gone.safetensors"}}'},
         {**CAUSAL, "model.safetensors.index.json": '{"weight_map": ["a"]}'},
     ],
-    ids=["no weights", "no config", "pickled", "adapter", "no text", "torn", "odd", "unfinished", "index"],
+    ids=[
+        "no weights",
+        "no config",
+        "pickled",
+        "adapter",
+        "no text",
+        "torn",
+        "odd",
+        "unfinished",
+        "index",
+    ],
 )
 def test_what_cannot_be_opened_is_left_out(cache, files):
     """A repository that would fail to load is not offered, and those beside it are."""

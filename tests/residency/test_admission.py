@@ -13,6 +13,7 @@ from nbproviders.residency.residency import Residency
 from tests.scripted import (
     Gate,
     ScriptedLoader,
+    ScriptedModel,
     house,
     in_virtual_time,
     operate,
@@ -170,17 +171,12 @@ async def test_loads_at_once_do_not_count_on_the_same_free_memory() -> None:
 async def test_a_measured_model_is_charged_what_it_takes() -> None:
     """After loading the measurement replaces the estimate."""
     home = house(100)
-    loader = ScriptedLoader(needs=50)
-    asked = loader.make
-    loader.make = lambda: asked()
-    loader.needs = {"gpu": 50}
+    loader = ScriptedLoader(needs=50, make=lambda: ScriptedModel(memory_bytes={"gpu": 20}))
     await resident(home, loader)
-    assert home.residents()[0].bytes == {"gpu": 50}
-    from tests.scripted import ScriptedModel
-
-    other = ScriptedLoader("b", needs=50, make=lambda: ScriptedModel(memory_bytes={"gpu": 20}))
-    await resident(home, other)
-    assert {r.spec: r.bytes for r in home.residents()}["scripted:b"] == {"gpu": 20}
+    assert home.residents()[0].bytes == {"gpu": 20}
+    unmeasured = ScriptedLoader("b", needs=50, make=ScriptedModel)
+    await resident(home, unmeasured)
+    assert home.residents()[1].bytes == {"gpu": 50}
 
 
 class Tight(ScriptedLoader):

@@ -94,6 +94,14 @@ def test_open_handles_raise_the_price_but_do_not_forbid() -> None:
     assert set(plan([held, free], {"gpu": 100}, {"gpu": 100}).victims) == {"held", "free"}
 
 
+def test_open_handles_leave_last() -> None:
+    """However quickly it would load again, a model that somebody holds open leaves after the others."""
+    held = Seat("held", {"gpu": 50}, open_handles=1, reload_s=0)
+    for dear in (0, 60):
+        free = Seat("free", {"gpu": 50}, reload_s=dear)
+        assert plan([held, free], {"gpu": 50}, {"gpu": 100}).victims == ("free",)
+
+
 def test_a_model_in_use_never_leaves() -> None:
     """What runs is waited for; what is pinned makes waiting vain; too much never fits."""
     busy, pinned = Seat("b", {"gpu": 50}, busy=True), Seat("p", {"gpu": 50}, pinned=True)

@@ -347,7 +347,6 @@ async def test_force_in_the_moment_a_load_was_asked_for() -> None:
     """A load that is given up before its first step is told to its waiters, and nobody waits for ever."""
     home, loader = house(), ScriptedLoader()
     asking = start(home.lease(loader))
-    await asyncio.sleep(0)
     unloading = start(home.unload(lambda _: True, force=True))
     async with asyncio.timeout(30):
         await unloading

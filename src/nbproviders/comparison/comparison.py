@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html
-import os
-import tempfile
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,10 @@ _ORDER = (
     "completion_tokens",
     "tokens_per_s",
 )
+# What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_MOST_GROUPS = 12  # of a column such as task, for a table of its own in the report
+_MOST_ANSWERS = 2000  # in the report
 _METRICS = {
     "ttft_s": "time to first token (s)",
     "total_s": "time per answer (s)",
@@ -59,6 +63,10 @@ class Comparison:
         What all models were asked with.
     elapsed_s
         Seconds the whole took.
+    notes
+        What else its reader should know, a line each.
+    stopped
+        Whether it was ended before all cells were done.
     """
 
     def __init__(
@@ -68,11 +76,15 @@ class Comparison:
         score_names: Sequence[str],
         params: Mapping[str, Any],
         elapsed_s: float,
+        notes: Sequence[str] = (),
+        stopped: bool = False,
     ) -> None:
-        self._rows = [dict(row) for row in rows]
+        self._rows: list[dict[str, Any]] = [{**dict.fromkeys(_ORDER), **row} for row in rows]
         self.score_names = list(score_names)
         self.params = dict(params)
         self.elapsed_s = elapsed_s
+        self.notes = list(notes)
+        self.stopped = stopped
 
     # Data
 
@@ -119,12 +131,15 @@ class Comparison:
         ConfigurationError
             If there is no such column.
         """
-        if by is not None and by not in self.frame:
+        if by is None or by == "spec":
+            return statistics.summarise(self.frame, self.score_names)
+        if by not in self.frame:
             raise ConfigurationError(
                 f"There is no column {by!r} to split by.",
                 hint=f"Columns: {', '.join(self.frame.columns)}.",
             )
-        return statistics.summarise(self.frame, self.score_names, by)
+        groups = self.frame[by].map(lambda v: tables.readable(v) if _is_container(v) else v)
+        return statistics.summarise(self.frame.assign(**{by: groups}), self.score_names, by)
 
     # Charts
 
@@ -134,34 +149,37 @@ class Comparison:
         Parameters
         ----------
         metric
-            A scorer, or one of ttft_s, total_s, queue_s, tokens_per_s, completion_tokens and
-            prompt_tokens. Default: the first scorer, else tokens_per_s.
+            A scorer, with or without ``score_``, or one of ttft_s, total_s, queue_s, tokens_per_s,
+            completion_tokens and prompt_tokens. Default: the first scorer, else tokens_per_s.
 
         Raises
         ------
         ConfigurationError
             For another metric.
         """
-        chosen = metric or (self.score_names[0] if self.score_names else "tokens_per_s")
-        name = chosen.removeprefix("score_")
-        shades = charts.colours(self.models)
-        ax = charts.axes(len(self.models))
-        if name in self.score_names:
-            return self._score_chart(ax, name, shades)
-        if name not in _METRICS:
-            raise ConfigurationError(
-                f"There is no metric {metric!r}.",
-                hint=f"Metrics: {', '.join([*self.score_names, *_METRICS])}.",
-            )
+        chosen = metric or (f"score_{self.score_names[0]}" if self.score_names else "tokens_per_s")
+        if chosen in _METRICS:
+            return self._spread_chart(chosen)
+        for name in (chosen, chosen.removeprefix("score_")):
+            if name in self.score_names:
+                return self._score_chart(name)
+        raise ConfigurationError(
+            f"There is no metric {metric!r}.",
+            hint=f"Metrics: {', '.join([*self.score_names, *_METRICS])}.",
+        )
+
+    def _spread_chart(self, name: str) -> charts.Picture:
         values = {
-            model: list(self.frame.loc[self.frame["spec"] == model, name].dropna())
+            model: self.frame.loc[self.frame["spec"] == model, name].dropna().tolist()
             for model in self.models
         }
-        charts.spread(ax, values, shades, _METRICS[name])
+        ax = charts.axes(len(values))
+        charts.spread(ax, values, charts.colours(values), _METRICS[name])
         medians = ", ".join(f"{m} {_median(v)}" for m, v in values.items())
-        return charts.Picture(_figure(ax), f"{_METRICS[name]}, median by model: {medians}")
+        return charts.picture(ax, f"{_METRICS[name]}, median by model: {medians}")
 
-    def _score_chart(self, ax: Any, name: str, shades: Mapping[str, str]) -> charts.Picture:
+    def _score_chart(self, name: str) -> charts.Picture:
+        shades = charts.colours(self.models)
         rate = statistics.is_rate(self.frame[f"score_{name}"])
         found = [
             charts.Bar(
@@ -173,16 +191,15 @@ class Comparison:
             )
             for row in _records(self.summary())
         ]
-        title = (
-            f"{name} ({'share right, ' if rate else ''}mean{' and 95 % interval' if rate else ''})"
-        )
+        title = f"{name} ({'share right' if rate else 'mean'}, 95 % interval)"
         form = ".0%" if rate else ".3g"
+        ax = charts.axes(len(found))
         charts.bars(ax, found, title, form, rate=rate)
         told = ", ".join(
             f"{bar.label} {'no value' if bar.value is None else format(bar.value, form)}"
             for bar in found
         )
-        return charts.Picture(_figure(ax), f"{title} by model: {told}")
+        return charts.picture(ax, f"{title} by model: {told}")
 
     # What people see
 
@@ -220,24 +237,39 @@ class Comparison:
     def _failed(self) -> int:
         return sum(row["error"] is not None for row in self._rows)
 
+    @property
+    def _groupings(self) -> list[str]:
+        """Columns that came with the prompts and sort them into a few groups."""
+        extra = [str(name) for name in self.frame][len(_ORDER) + len(self.score_names) :]
+        counts = {name: self.frame[name].map(tables.readable).nunique() for name in extra}
+        return [name for name, count in counts.items() if 2 <= count <= _MOST_GROUPS]
+
     def _cost(self) -> str:
         """What it cost, in one line."""
-        tokens = sum(row["completion_tokens"] or 0 for row in self._rows)
-        failed = f", {self._failed} failed" if self._failed else ""
+        cells = f"{len(self._rows):,} cell{'' if len(self._rows) == 1 else 's'}"
+        failed = f", {self._failed:,} failed" if self._failed else ""
+        read, written = (int(self.frame[name].sum()) for name in statistics.TOKENS)
         asked = ", ".join(
-            f"{k}={v:g}" for k, v in self.params.items() if isinstance(v, (int, float))
+            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v!r}" for k, v in self.params.items()
         )
         return (
-            f"{len(self._rows)} cells{failed}, {tokens:,} tokens written in {self.elapsed_s:.1f} s; "
-            f"{asked}."
+            f"{cells}{failed}, {read:,} tokens read and {written:,} written in {self.elapsed_s:.1f} s"
+            f"{f'; {asked}' if asked else ''}."
         )
 
     def _notes(self) -> list[str]:
+        if not self._rows:
+            return [
+                "Stopped before the first cell was done." if self.stopped else "No cells.",
+                *self.notes,
+            ]
         notes = [self._cost(), statistics.verdict(self.frame)]
+        if self.stopped:
+            notes.append("Stopped before the end: these are the cells that were done.")
         if self._failed:
             first = next(row["error"] for row in self._rows if row["error"] is not None)
             notes.append(f"First failure: {first}")
-        return [note for note in notes if note]
+        return [note for note in [*notes, *self.notes] if note]
 
     def as_text(self, by: str | None = None, width: int = 100) -> str:
         """Return the summary as plain text that fits `width` characters.
@@ -253,32 +285,49 @@ class Comparison:
         return self.as_text()
 
     def _summary_html(self) -> str:
-        table = tables.as_html(_records(self.summary()), self._columns())
+        caption = "Models, by cells, scores with 95 % intervals, and median times"
+        table = tables.as_html(_records(self.summary()), self._columns(), caption)
         notes = "".join(f"<div>{html.escape(tables.visible(note))}</div>" for note in self._notes())
         return f"{table}{notes}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        shown = (
-            f"<div>{self._summary_html()}"
-            f'<div style="margin-top:8px">{self.chart().as_html()}</div></div>'
-        )
+        chart = f'<div style="margin-top:8px">{self.chart().as_html()}</div>' if self._rows else ""
+        shown = f"<div>{self._summary_html()}{chart}</div>"
         return {"text/html": shown, "text/plain": self.as_text()}
 
     # Files
 
-    def to_csv(self, path: str | Path) -> Path:
+    def to_csv(self, path: str | Path, *, spreadsheet: bool = False) -> Path:
         """Write all cells as CSV (UTF-8) and return the path.
 
-        Text stands in it exactly as the model wrote it. A spreadsheet may take text that begins with
-        ``=`` for a formula: import it as text.
+        Text stands in it exactly as the model wrote it, and turns of a chat as JSON. pandas takes an
+        answer of ``NA`` for none and ``042`` for a number, unless it is read back with
+        ``read_csv(path, keep_default_na=False, na_values=[""], dtype={"expected": str, "text": str})``.
+        An empty answer then is missing like that of a failed cell; ``error`` tells them apart.
+
+        Parameters
+        ----------
+        path
+            The file.
+        spreadsheet
+            Write it for Excel and its like instead, which would run an answer such as ``=HYPERLINK(…)``
+            as a formula: text that looks like one gets a ``'`` before it, and the file a byte order mark.
 
         Raises
         ------
         ConfigurationError
             If it cannot be written.
         """
-        frame = self.frame.assign(prompt=self.frame["prompt"].map(tables.prompt_text))
-        return _write(Path(path), frame.to_csv(index=False))
+        from pandas.api.types import is_numeric_dtype
+
+        frame = self.frame.copy()
+        for name in frame.columns:
+            if not is_numeric_dtype(frame[name]):
+                told = frame[name].map(_plain)
+                frame[name] = told.map(_defused) if spreadsheet else told
+        # All text in quotes: csv leaves out those round a lone carriage return, which then ends the row.
+        text = frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        return report.write(path, text, "utf-8-sig" if spreadsheet else "utf-8")
 
     def to_html(self, path: str | Path, title: str = "Comparison") -> Path:
         """Write one self-contained HTML page and return its path: summary, charts and every cell.
@@ -289,13 +338,14 @@ class Comparison:
             If it cannot be written.
         """
         sections = [("Summary", self._summary_html())]
-        if "task" in self.frame:
-            name = self.score_names[0] if self.score_names else "tokens per second"
-            sections.append((f"{name} by task", tables.as_html(*self._split("task"))))
-        metrics = [*self.score_names, "total_s", "tokens_per_s"]
-        pictures = "".join(f"<p>{self.chart(metric).as_html()}</p>" for metric in metrics)
-        sections += [("Charts", pictures), ("Answers", self._answers_html())]
-        return _write(Path(path), report.page(title, self._cost(), sections))
+        name = self.score_names[0] if self.score_names else "tokens per second"
+        for by in self._groupings:
+            sections.append((f"{name} by {by}", tables.as_html(*self._split(by))))
+        if self._rows:
+            metrics = [*(f"score_{one}" for one in self.score_names), "total_s", "tokens_per_s"]
+            drawn = "".join(f"<figure>{self.chart(metric).svg()}</figure>" for metric in metrics)
+            sections += [("Charts", drawn), ("Answers", self._answers_html())]
+        return report.write(path, report.page(title, ", ".join(self.models), sections))
 
     def _answers_html(self) -> str:
         columns = [
@@ -306,8 +356,12 @@ class Comparison:
             *(Column(f"score_{name}", name, ".3g") for name in self.score_names),
             *([Column("error", "error")] if self._failed else []),
         ]
-        rows = sorted(_records(self.frame), key=lambda row: str(row["prompt_id"]).zfill(9))
-        return tables.as_html(rows, columns)
+        # What the models said to one prompt stands together.
+        place: dict[str, int] = {}
+        for row in self._rows:
+            place.setdefault(repr(row["prompt_id"]), len(place))
+        rows = sorted(self._rows, key=lambda row: place[repr(row["prompt_id"])])
+        return tables.as_html(rows, columns, limit=_MOST_ANSWERS)
 
 
 def _number(value: Any) -> float | None:
@@ -325,25 +379,16 @@ def _median(values: Sequence[float]) -> str:
     return f"{float(np.median(values)):.3g}" if values else "no value"
 
 
-def _figure(ax: Any) -> Any:
-    return ax.get_figure()
+def _is_container(value: object) -> bool:
+    return isinstance(value, (list, tuple, dict, set))
 
 
-def _write(path: Path, text: str) -> Path:
-    """Write a file whole or not at all."""
-    place = path.expanduser()
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        # mkstemp makes files for the owner alone; this one is like any other the user writes.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(draft).chmod(0o666 & ~umask)
-        Path(draft).replace(place)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{place} cannot be written: {error.strerror or error}", hint="Choose another path."
-        ) from None
-    return place
+def _plain(value: Any) -> Any:
+    """Return what CSV can hold: containers as JSON."""
+    if not _is_container(value):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _defused(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

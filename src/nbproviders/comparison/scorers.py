@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from nbproviders.errors import ConfigurationError, InvalidRequestError, ProviderError, foreign
+from nbproviders.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    ProviderError,
+    foreign,
+    scrub,
+)
 
 Scorer = Callable[..., Any]
+_RESERVED = frozenset({"spec", "n", "errors"})  # columns of a summary
 
 
 def exact_match(response: str, expected: str) -> bool:
@@ -73,7 +81,8 @@ def named(scorers: Any) -> dict[str, Scorer]:
     Raises
     ------
     ConfigurationError
-        For something that cannot be called, and for two of one name.
+        For something that cannot be called, and for two functions of one name. Lambdas, partials
+        and callable objects have no name of their own and are numbered: ``lambda``, ``lambda_2``.
     """
     if callable(scorers):
         scorers = [scorers]
@@ -82,26 +91,47 @@ def named(scorers: Any) -> dict[str, Scorer]:
             f"scorers must be functions, not {type(scorers).__name__}: {scorers!r:.60}"
         )
     found: dict[str, Scorer] = {}
+    scorers = list(scorers)
+    taken = {_own_name(one) for one in scorers if callable(one)}
     for place, scorer in enumerate(scorers):
         if not callable(scorer):
             raise ConfigurationError(
                 f"Scorer number {place} is no function: {scorer!r:.60}",
                 hint="Give functions of (response, expected), such as nbp.exact_match.",
             )
-        name = _name(scorer, place)
+        name = _own_name(scorer) or _free_name(scorer, {*found, *taken})
         if name in found:
             raise ConfigurationError(
                 f"Two scorers are named {name!r}.", hint="Give one another __name__."
+            )
+        if name in _RESERVED:
+            raise ConfigurationError(
+                f"A scorer cannot be named {name!r}: a summary has a column of that name.",
+                hint="Give it another __name__.",
             )
         found[name] = scorer
     return found
 
 
-def _name(scorer: Scorer, place: int) -> str:
+def _own_name(scorer: Scorer) -> str | None:
+    """Return the name its author gave it; None for a lambda, a partial or a callable object."""
+    name = getattr(scorer, "__name__", None)
+    return name if isinstance(name, str) and name != "<lambda>" else None
+
+
+def _free_name(scorer: Scorer, taken: Collection[str | None]) -> str:
+    """Return a name after what the scorer is made of; the second of a kind is ``contains_2``."""
+    name = _spoken_name(scorer)
+    names = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
+    return next(free for free in names if free not in taken)
+
+
+def _spoken_name(scorer: Scorer) -> str:
     while isinstance(scorer, functools.partial):
         scorer = scorer.func
-    name = getattr(scorer, "__name__", type(scorer).__name__)
-    return f"scorer{place}" if name == "<lambda>" else str(name)
+    if getattr(scorer, "__name__", None) == "<lambda>":
+        return "lambda"
+    return _own_name(scorer) or type(scorer).__name__
 
 
 async def apply(scorer: Scorer, response: str, expected: object) -> float | bool:
@@ -124,7 +154,7 @@ async def apply(scorer: Scorer, response: str, expected: object) -> float | bool
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
     raise InvalidRequestError(
-        f"The scorer {_name(scorer, 0)} returned {value!r:.60}, which is neither a bool nor a number.",
+        f"The scorer {_spoken_name(scorer)} returned {value!r:.60}, which is neither a bool nor a number.",
         hint="Return True or False, or a number.",
     )
 
@@ -140,5 +170,6 @@ def _takes_one(scorer: Scorer) -> bool:
 
 def explain(name: str, error: Exception) -> str:
     """Return why a scorer failed, as its cell tells it."""
-    told = error.message if isinstance(error, ProviderError) else str(foreign(error))
-    return f"scorer {name}: {told}"
+    if isinstance(error, ProviderError):
+        return f"scorer {name}: {scrub(str(error))}"
+    return f"scorer {name}: {foreign(error)}"

@@ -1,8 +1,12 @@
-"""Statistics that hold at notebook sizes; numbers from rows, no drawing."""
+"""Statistics that hold at notebook sizes; numbers from rows, no drawing.
+
+An interval is over prompts: repeats of one prompt are not independent and count as one trial.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +15,8 @@ if TYPE_CHECKING:
 Z_95 = 1.959963984540054
 TOO_FEW = 10
 TIMINGS = ("ttft_s", "total_s", "tokens_per_s")
+TOKENS = ("prompt_tokens", "completion_tokens")
+_NORMAL_FROM = 10_000  # degrees of freedom from which t and the normal agree to four figures
 
 
 def wilson(right: float, n: int, z: float = Z_95) -> tuple[float, float]:
@@ -37,12 +43,63 @@ def wilson(right: float, n: int, z: float = Z_95) -> tuple[float, float]:
     middle = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+    # Rounding must not put 0 of n or n of n a hair outside its own interval.
+    low, high = (middle - half) / scale, (middle + half) / scale
+    return max(min(low, share), 0.0), min(max(high, share), 1.0)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean by Student's t.
+
+    None for fewer than two values, and where all are equal: no spread was seen, which is not certainty.
+
+    Examples
+    --------
+    >>> low, high = t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    >>> round(low, 3), round(high, 3)
+    (1.037, 4.963)
+    """
+    import numpy as np
+
+    if len(values) < 2 or min(values) == max(values):
+        return None
+    mean, n = float(np.mean(values)), len(values)
+    half = t_quantile(n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def t_quantile(freedom: int) -> float:
+    """Return the t within which 95 % of Student's distribution lie, on both sides of 0.
+
+    The share is a finite sum for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4);
+    its root is found by bisection on the angle arctan(t / sqrt(freedom)).
+    """
+    import numpy as np
+
+    if freedom > _NORMAL_FROM:
+        return Z_95
+    steps = np.arange(freedom % 2 + 1, freedom - 1, 2)
+    factors = np.concatenate([[1.0], np.cumprod(steps / (steps + 1))])
+    low, high = 0.0, math.pi / 2
+    while high - low > 1e-14:
+        angle = (low + high) / 2
+        powers = math.cos(angle) ** (2 * np.arange(len(factors)))
+        total = math.sin(angle) * float(factors @ powers)
+        if freedom % 2:
+            odd = total * math.cos(angle) if freedom > 1 else 0.0
+            total = 2 / math.pi * (angle + odd)
+        low, high = (angle, high) if total < 0.95 else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
 
 
 def is_rate(values: pd.Series[Any]) -> bool:
     """Whether scores are right or wrong, nothing between."""
     return bool(values.dropna().isin([0, 1]).all())
+
+
+def trials(prompt_ids: pd.Series[Any]) -> pd.Series[Any]:
+    """Return what tells prompts apart; an id may be of any kind, also one that cannot be hashed."""
+    return prompt_ids.map(repr)
 
 
 def summarise(frame: pd.DataFrame, score_names: list[str], by: str | None = None) -> pd.DataFrame:
@@ -60,39 +117,44 @@ def summarise(frame: pd.DataFrame, score_names: list[str], by: str | None = None
     Returns
     -------
     pandas.DataFrame
-        ``n`` cells, ``errors``, for each scorer its mean (``_low`` and ``_high`` bound it at 95 % where it is
-        a rate; prompts that were asked several times count once), medians of the timings in seconds,
-        and tokens in all.
+        ``n`` cells, ``errors``, for each scorer its mean over what was answered (``_low`` and ``_high`` bound
+        it at 95 %: by Wilson where scores are right or wrong, else by Student's t, missing where that
+        cannot tell), medians of the timings in seconds, and tokens in all.
     """
     import pandas as pd
 
     keys = ["spec"] if by is None else ["spec", by]
+    # Judged over all models: one that happens to score only 0 and 1 is bounded like the others.
+    rates = {name: is_rate(frame[f"score_{name}"]) for name in score_names}
     rows = []
     for place, part in frame.groupby(keys, sort=False, dropna=False):
         row: dict[str, Any] = dict(zip(keys, place, strict=True))
         row["n"], row["errors"] = len(part), int(part["error"].notna().sum())
         for name in score_names:
-            row |= _scored(part, name)
+            row |= _scored(part, name, rate=rates[name])
         row |= {f"median_{name}": part[name].astype(float).median() for name in TIMINGS}
-        row["completion_tokens"] = int(part["completion_tokens"].fillna(0).sum())
+        row |= {name: int(part[name].fillna(0).sum()) for name in TOKENS}
         rows.append(row)
-    return pd.DataFrame(rows)
+    bounded = [end for name in score_names for end in (name, f"{name}_low", f"{name}_high")]
+    medians = [f"median_{name}" for name in TIMINGS]
+    return pd.DataFrame(rows, columns=[*keys, "n", "errors", *bounded, *medians, *TOKENS])
 
 
-def _scored(part: pd.DataFrame, name: str) -> dict[str, Any]:
-    values = part[["prompt_id", f"score_{name}"]].dropna()
-    scores = values[f"score_{name}"].astype(float)
-    if scores.empty:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    # Repeats of one prompt are not independent: the interval is over prompts.
-    each = scores.groupby(values["prompt_id"]).mean()
-    low, high = wilson(float(each.sum()), len(each)) if is_rate(scores) else (None, None)
+def _scored(part: pd.DataFrame, name: str, *, rate: bool) -> dict[str, float]:
+    scored = part[part[f"score_{name}"].notna()]
+    each = scored[f"score_{name}"].astype(float).groupby(trials(scored["prompt_id"])).mean()
+    bounds = None
+    if rate and len(each):
+        bounds = wilson(float(each.sum()), len(each))
+    elif len(each):
+        bounds = t_interval(each.tolist())
+    low, high = bounds or (math.nan, math.nan)
     return {name: float(each.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
 def verdict(frame: pd.DataFrame) -> str:
     """Return a line that says if there is too little to tell models apart; empty if there is enough."""
-    n = frame["prompt_id"].nunique()
+    n = trials(frame["prompt_id"]).nunique()
     if n < TOO_FEW and frame["spec"].nunique() > 1:
         return f"Only {n} prompt{'s' if n != 1 else ''}: too few prompts to rank models."
     return ""

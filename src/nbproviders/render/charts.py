@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, cast
 
 from nbproviders.render.tables import visible
 
@@ -73,12 +74,13 @@ class Picture:
         return self._saved(format="png", dpi=_DPI, facecolor=_GROUND)
 
     def svg(self) -> str:
-        """Return an ``<svg>`` element to stand in a page: its ink is the text colour of the page."""
+        """Return an ``<svg>`` element to stand in a page, in the page's own colours, light or dark."""
         nothing = dict.fromkeys(("Format", "Type", "Creator", "Date"))
         svg = self._saved(format="svg", transparent=True, metadata=nothing).decode()
         svg = re.sub(r"<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
         label = f'<svg role="img" aria-label="{html.escape(self.alt)}"'
-        return svg.replace("<svg", label, 1).replace(_INK, "currentColor")
+        svg = svg.replace(_INK, "currentColor").replace(_GROUND, "Canvas")
+        return svg.replace("<svg", label, 1)
 
     def as_html(self) -> str:
         """Return an ``<img>`` that carries the PNG within itself."""
@@ -122,9 +124,16 @@ def colours(models: Iterable[str]) -> dict[str, str]:
 def axes(rows: int) -> Axes:
     """Return empty axes in a figure of its own, high enough for so many models."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(_WIDTH_IN, 1.0 + 0.42 * max(1, rows)), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)  # inches
+    figure = Figure(figsize=(_WIDTH_IN, 1.0 + 0.42 * max(1, rows)), layout=layout)
     return _plain(figure.add_subplot())
+
+
+def picture(ax: Axes, alt: str) -> Picture:
+    """Return the figure of these axes as a picture."""
+    return Picture(cast("Figure", ax.get_figure(root=True)), alt)
 
 
 def bars(ax: Axes, found: Sequence[Bar], title: str, form: str, *, rate: bool = False) -> Axes:
@@ -173,7 +182,7 @@ def spread(
         every += finite
         if finite:
             _strip(ax, place, finite, shades[label])
-        _beside(ax, place, f"median {_median(finite):.3g}" if finite else "no value")
+        _beside(ax, place, f"median {median(finite):.3g}" if finite else "no value")
     if every and min(every) > 0 and max(every) > 50 * min(every):
         _logarithmic(ax)
     elif any(every):
@@ -191,28 +200,20 @@ def _told(bar: Bar, form: str) -> str:
 
 
 def _strip(ax: Axes, place: int, values: Sequence[float], colour: str) -> None:
-    ax.boxplot(
-        [values],
-        positions=[place],
-        orientation="horizontal",
-        widths=0.5,
-        showfliers=False,
-        patch_artist=True,
-        manage_ticks=False,
-        boxprops={"facecolor": colour + "33", "edgecolor": colour},
-        medianprops={"color": _INK, "linewidth": 1.8},
-        whiskerprops={"color": colour},
-        capprops={"color": colour},
-    )
+    # Drawn by hand: matplotlib's boxplot asks for every setting, and so imports pyplot.
+    import numpy as np
+
+    low, middle, high = (float(q) for q in np.quantile(values, [0.25, 0.5, 0.75]))
+    reach = 1.5 * (high - low)  # Tukey's whiskers: the outermost values within it
+    ends = [v for v in values if low - reach <= v <= high + reach]
+    ax.hlines([place, place], [ends[0], high], [low, ends[-1]], color=colour, linewidth=1)
+    ax.vlines([ends[0], ends[-1]], place - 0.12, place + 0.12, color=colour, linewidth=1)
+    ax.barh(place, high - low, 0.5, left=low, facecolor=colour + "33", edgecolor=colour)
+    ax.vlines(middle, place - 0.25, place + 0.25, color=_INK, linewidth=1.8, zorder=4)
     points = values[:: -(-len(values) // _MOST_POINTS)]
     # A fixed scatter, not a random one: the same comparison gives the same picture.
     heights = [place + 0.34 * ((i * 0.618034) % 1 - 0.5) for i in range(len(points))]
     ax.scatter(points, heights, s=11, color=colour, alpha=0.75, linewidths=0, zorder=3)
-
-
-def _median(values: Sequence[float]) -> float:
-    middle = len(values) // 2
-    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
 def _logarithmic(ax: Axes) -> None:
@@ -232,7 +233,7 @@ def _plain(ax: Axes) -> Axes:
     ax.set_axisbelow(True)
     ax.grid(visible=False)
     ax.grid(visible=True, axis="x", color=_FAINT, alpha=0.25, linewidth=0.8, linestyle="-")
-    ax.tick_params(axis="x", colors=_INK, labelsize=9, length=0)
+    ax.tick_params(axis="x", which="both", colors=_INK, labelsize=9, length=0)
     ax.tick_params(axis="y", colors=_INK, labelsize=10, length=0)
     return ax
 
@@ -254,7 +255,7 @@ def _label(text: str) -> str:
 
 def _whisker(ax: Axes, place: int, low: float, high: float) -> None:
     # White below the ink: the whisker stays visible on a dark bar and on the ground alike.
-    for colour, width in (("#ffffff", 3.4), (_INK, 1.4)):
+    for colour, width in ((_GROUND, 3.4), (_INK, 1.4)):
         style: dict[str, Any] = {"color": colour, "linewidth": width, "zorder": 4, "clip_on": False}
         ax.hlines(place, low, high, **style)
         ax.vlines([low, high], place - 0.12, place + 0.12, **style)

@@ -92,8 +92,8 @@ class Admission:
     def _limits(self, others: list[Entry], charges: Mapping[str, int]) -> dict[str, int]:
         limits = {}
         for device in charges:
-            charged = sum(e.charges.get(device, 0) for e in others)
-            limit = self._residency.memory.limit(device, charged)
+            taken = sum(_taken(e, device) for e in others)
+            limit = self._residency.memory.limit(device, taken)
             if limit is not None:
                 limits[device] = limit
         return limits
@@ -145,3 +145,10 @@ class Admission:
             hint="Unload something (nbp.unload_all()), choose a smaller model or dtype, or raise "
             "NBPROVIDERS_BUDGET.",
         )
+
+
+def _taken(entry: Entry, device: str) -> int:
+    """Return the bytes that a charge has really taken by now, and that free memory no longer shows."""
+    charge = entry.charges.get(device, 0)
+    loading = entry.state in (State.COLD, State.WAITING, State.LOADING)
+    return min(charge, entry.progress.done_bytes) if loading else charge

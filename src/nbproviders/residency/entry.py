@@ -100,6 +100,7 @@ class Entry:
     waiters: list[asyncio.Future[Model]] = field(default_factory=list)
     running: set[asyncio.Task[object]] = field(default_factory=set)
     loading: asyncio.Task[None] | None = None
+    freeing: asyncio.Task[None] | None = None
     progress: Progress = field(default_factory=Progress)
     last_used_s: float = 0.0
     uses: int = 0

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-SOFT_PRICE = 4.0
 _HALF_LIFE_S = 600.0
 
 
@@ -25,7 +24,7 @@ class Seat:
     pinned
         It stays, and waiting for it is in vain.
     open_handles
-        Soft leases: they raise the price of leaving.
+        Soft leases: it leaves after those that have none.
     idle_s
         Seconds since its last use.
     uses
@@ -47,7 +46,7 @@ class Seat:
     def price(self) -> float:
         """What bringing it back would cost, weighted by how likely that is."""
         likely = (1 + self.uses) * float(0.5 ** (self.idle_s / _HALF_LIFE_S))
-        return self.reload_s * likely * (SOFT_PRICE if self.open_handles else 1.0)
+        return self.reload_s * likely
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def plan(seats: Sequence[Seat], need: Mapping[str, int], limits: Mapping[str, in
     if not over:
         return Plan("fits")
     victims: list[Seat] = []
-    for seat in sorted(_idle(seats), key=lambda s: (s.price, -s.idle_s, s.name)):
+    for seat in sorted(_idle(seats), key=_rank):
         if not over:
             break
         if any(seat.charges.get(device, 0) for device in over):
@@ -97,6 +96,11 @@ def plan(seats: Sequence[Seat], need: Mapping[str, int], limits: Mapping[str, in
     stays = [seat for seat in seats if seat.pinned]
     short = _over(stays, need, limits)
     return Plan("never", short=short) if short else Plan("wait", short=over)
+
+
+def _rank(seat: Seat) -> tuple[bool, float, float, str]:
+    """Return the order of leaving: what nobody holds open first, then what is cheap to bring back."""
+    return (seat.open_handles > 0, seat.price, -seat.idle_s, seat.name)
 
 
 def _idle(seats: Sequence[Seat]) -> list[Seat]:

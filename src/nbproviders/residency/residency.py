@@ -30,6 +30,8 @@ from nbproviders.residency.entry import Entry, Lease, Loader, Resident, State
 from nbproviders.residency.events import Event, Kind, Record
 from nbproviders.residency.memory import Memory
 
+_FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
+
 
 class Residency:
     """All models of this process.
@@ -68,9 +70,9 @@ class Residency:
             self._handles[key] += 1
             entry.uses += 1
             entry.last_used_s = self._clock()
-        text = entry.spec.text
-        self._record.add("reused", text)
-        self._record.add("leased", text)
+        text, count = entry.spec.text, entry.charged_bytes
+        self._record.add("reused", text, count)
+        self._record.add("leased", text, count)
         return Lease(loader, self._give_back)
 
     async def lease(self, loader: Loader) -> Lease:
@@ -88,7 +90,7 @@ class Residency:
         with self._lock:
             entry.hard -= 1
             self._handles[loader.key] += 1
-        self._record.add("leased", loader.spec.text)
+        self._record.add("leased", loader.spec.text, entry.charged_bytes)
         self._admission.wake()
         return Lease(loader, self._give_back)
 
@@ -104,7 +106,9 @@ class Residency:
             self._handles[loader.key] -= 1
             if self._handles[loader.key] <= 0:
                 del self._handles[loader.key]
-        self._record.add("released", loader.spec.text)
+            entry = self._table.get(loader.key)
+        count = entry.charged_bytes if entry is not None else 0
+        self._record.add("released", loader.spec.text, count)
 
     @asynccontextmanager
     async def using(self, loader: Loader) -> AsyncIterator[Model]:
@@ -151,6 +155,7 @@ class Residency:
             entry.waiters.append(waiter)
         if entry.loading is None:
             entry.loading = asyncio.get_running_loop().create_task(self._load(entry, loader))
+            entry.loading.add_done_callback(lambda task: self._cancelled(entry, task))
         try:
             await waiter
         except asyncio.CancelledError:
@@ -167,22 +172,26 @@ class Residency:
                 entry.hard -= 1  # granted in the same moment as it was cancelled
             alone = not entry.waiters and entry.loading is not None
         if alone and entry.loading is not None and entry.state is not State.HOT:
-            entry.progress.cancel()
-            entry.loading.cancel()
+            # Out of the table at once: whoever asks now waits until it is gone, and loads anew.
+            self._cancel(entry)
+            self._leave(entry, "freed")
         self._admission.wake()
+
+    def _cancel(self, entry: Entry) -> None:
+        entry.progress.cancel()
+        if entry.loading is not None:
+            entry.loading.cancel()
+
+    def _cancelled(self, entry: Entry, task: asyncio.Task[None]) -> None:
+        # Not inside the task: one that is cancelled before its first step never runs at all.
+        if task.cancelled():
+            self._drop(entry, ClosedError(f"The load of {entry.spec} was cancelled."))
 
     async def _load(self, entry: Entry, loader: Loader) -> None:
         began_s = self._clock()
         try:
             model = await self._admission.load(entry, loader)
-        except asyncio.CancelledError:
-            self._drop(entry, ClosedError(f"The load of {loader.spec} was cancelled."))
-            raise
-        except (
-            Exception,
-            SystemExit,
-            KeyboardInterrupt,
-        ) as error:  # a provider's; every waiter sees it
+        except _FOREIGN as error:  # a provider's border; every waiter sees it
             self._drop(entry, setup_failed(loader.spec, error))
             return
         with self._lock:
@@ -227,20 +236,26 @@ class Residency:
         ProviderError
             If its own closing failed; it is out of the table all the same.
         """
-        if self._table.get(entry.key) is not entry:
-            if self._leaving.get(entry.key) is entry:
-                await entry.gone.wait()
-            return
+        self._leave(entry, kind)
+        if entry.freeing is not None:
+            await asyncio.shield(entry.freeing)
+
+    def _leave(self, entry: Entry, kind: Kind) -> None:
+        """Take an entry out of the table and start to free it, once."""
         with self._lock:
+            if self._table.get(entry.key) is not entry:
+                return
             del self._table[entry.key]
             self._leaving[entry.key] = entry
-            entry.state = State.DRAINING
-        await asyncio.shield(asyncio.get_running_loop().create_task(self._free(entry, kind)))
+            if entry.loading is None:
+                entry.state = State.DRAINING
+        entry.freeing = asyncio.get_running_loop().create_task(self._free(entry, kind))
 
     async def _free(self, entry: Entry, kind: Kind) -> None:
         while entry.hard > 0 or entry.loading is not None:
             await self._admission.changed()
-        count = entry.charged_bytes
+        entry.state, count = State.DRAINING, entry.charged_bytes
+        held = entry.model is not None
         try:
             if entry.model is not None:
                 with mapped(f"Closing {entry.spec} failed"):
@@ -252,7 +267,8 @@ class Residency:
                 entry.charges = {}
                 entry.state = State.COLD
             entry.gone.set()
-            self._record.add(kind, entry.spec.text, count)
+            if held:
+                self._record.add(kind, entry.spec.text, count)
             self._admission.wake()
 
     async def unload(self, chosen: Callable[[Entry], bool], *, force: bool = False) -> int:
@@ -267,7 +283,8 @@ class Residency:
             Telling every failed closing; the others are freed all the same.
         """
         with self._lock:
-            entries = [entry for entry in self._table.values() if chosen(entry)]
+            there = [*self._table.values(), *self._leaving.values()]
+            entries = [entry for entry in there if chosen(entry)]
         freed = sum(entry.charged_bytes for entry in entries)
         for entry in entries:
             if force:
@@ -284,9 +301,7 @@ class Residency:
 
     def _force(self, entry: Entry) -> None:
         entry.forced = True
-        if entry.loading is not None:
-            entry.progress.cancel()
-            entry.loading.cancel()
+        self._cancel(entry)
         for task in list(entry.running):
             task.cancel()
 

@@ -1,0 +1,80 @@
+"""Promises of load options: declared, checked, told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nbproviders.authoring.options import Option, check, split
+from nbproviders.errors import ConfigurationError
+
+DECLARED = {
+    "n_ctx": Option((int,), 512, "Tokens of context."),
+    "scale": Option((float,), 1.0, "A factor."),
+    "dtype": Option((str,), "auto"),
+    "flag": Option((bool,), False),
+    "map": Option((str, dict)),
+}
+
+
+def test_defaults_are_filled_in() -> None:
+    """Every declared option has a value, given or not."""
+    assert check(DECLARED, {"n_ctx": 8}, "x") == {
+        "n_ctx": 8,
+        "scale": 1.0,
+        "dtype": "auto",
+        "flag": False,
+        "map": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_ctx", 1), ("scale", 2), ("scale", 2.5), ("flag", True), ("map", {"a": 1}), ("n_ctx", None)],
+)
+def test_values_that_fit(name: str, value: Any) -> None:
+    """Each of its types is taken, int for float, and None for any."""
+    assert check(DECLARED, {name: value}, "x")[name] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_ctx", "512"), ("n_ctx", 1.5), ("n_ctx", True), ("scale", "big"), ("flag", 1), ("map", [1])],
+)
+def test_values_that_do_not_fit(name: str, value: Any) -> None:
+    """A value of a wrong type is told with itself, its type and the right one."""
+    with pytest.raises(ConfigurationError) as caught:
+        check(DECLARED, {name: value}, "lab")
+    assert f"{name}={value!r}" in caught.value.message
+    assert "'lab'" in caught.value.message
+    assert type(value).__name__ in caught.value.message
+
+
+def test_an_int_for_a_float_is_the_same_value() -> None:
+    """scale=2 and scale=2.0 are one thing, and must not become two resources."""
+    assert repr(check(DECLARED, {"scale": 2}, "x")) == repr(check(DECLARED, {"scale": 2.0}, "x"))
+
+
+def test_a_misspelt_option_is_told_with_its_neighbour() -> None:
+    """What is not declared is refused, with the likely one and all there are."""
+    with pytest.raises(ConfigurationError, match="'lab' has no option 'n_ctz'") as caught:
+        check(DECLARED, {"n_ctz": 1}, "lab")
+    assert "Did you mean 'n_ctx'?" in caught.value.hint
+    assert "chat" in caught.value.hint
+    with pytest.raises(ConfigurationError) as far:
+        check(DECLARED, {"zzzzzz": 1}, "lab")
+    assert "Did you mean" not in far.value.hint
+
+
+def test_undeclared_takes_all() -> None:
+    """A provider that declares nothing gets every option as it comes."""
+    assert check(None, {"anything": [1]}, "x") == {"anything": [1]}
+
+
+def test_call_options_are_split_off() -> None:
+    """chat and invariant are for calls, not for loading."""
+    assert split({"n": 1, "chat": False, "invariant": True}) == ({"n": 1}, False, True)
+    assert split({}) == ({}, None, False)
+    with pytest.raises(ConfigurationError, match="chat='no' must be true or false"):
+        split({"chat": "no"})
