@@ -66,7 +66,7 @@ PACKAGES = {
     "numpy": {"runtimes", "render", "comparison"},
     "pandas": {"render", "comparison"},
     "matplotlib": {"render"},
-    "IPython": {"render", "comparison", "widgets", "ipython"},
+    "IPython": {"authoring", "render", "comparison", "widgets", "ipython"},
     "ipywidgets": {"widgets"},
     "traitlets": {"widgets"},
     "nest_asyncio2": {"ipython"},

@@ -36,7 +36,7 @@ class ResourceLoader:
         progress.phase = "setting up"
         token = managed.set(True)
         try:
-            handle = await self._provider.setup(self.spec.model, **self.key.values)
+            handle = await self._provider.setup(self.key.model, **self.key.values)
         finally:
             managed.reset(token)
         if not isinstance(handle, ModelHandle) and not (
@@ -47,7 +47,11 @@ class ResourceLoader:
                 "ModelHandle.",
                 hint="Return ModelHandle(resource_id, model, manager=self).",
             )
-        return SetUpModel(adapt(handle.model, spec=self.spec.text), handle)
+        try:
+            return SetUpModel(adapt(handle.model, spec=self.spec.text), handle)
+        except ProviderError:
+            await _torn_down(handle)  # nothing usable in it: it is not left behind
+            raise
 
 
 class SetUpModel(Model):
@@ -68,14 +72,20 @@ class SetUpModel(Model):
 
     async def aclose(self) -> None:
         """Tear the handle down, once."""
-        from nbproviders.authoring.provider import managed
-
-        token = managed.set(True)
         try:
-            await self._handle.teardown()
+            await _torn_down(self._handle)
         finally:
-            managed.reset(token)
             await self._inner.aclose()
+
+
+async def _torn_down(handle: ModelHandle) -> None:
+    from nbproviders.authoring.provider import managed
+
+    token = managed.set(True)
+    try:
+        await handle.teardown()
+    finally:
+        managed.reset(token)
 
 
 class ResidentLoader:

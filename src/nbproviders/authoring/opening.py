@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nbproviders.authoring.progress import Line, bar
 from nbproviders.catalog import aliases
 from nbproviders.core import engine
 from nbproviders.core.client import Client, SyncClient
@@ -17,11 +19,10 @@ from nbproviders.errors import ClosedError
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.entry import Lease, Loader
 from nbproviders.residency.leased import LeasedModel
+from nbproviders.residency.memory import size_text
 
 _SHOW_AFTER_S = 1.0
 _REFRESH_S = 0.2
-_NO_TOTAL = "{desc}: {elapsed}{postfix}"
-_TOTAL = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}B {elapsed}{postfix}"
 
 
 class Opened:
@@ -169,6 +170,9 @@ class ModelContext:
 async def _shown(loader: Loader, lease: Callable[[], Any]) -> Lease:
     """Wait for a load; show a progress bar if it takes longer than a second."""
     __tracebackhide__ = True
+    if engine.default().here:  # a comparison or a widget, which shows progress of its own
+        found: Lease = await lease()
+        return found
     work: asyncio.Task[Lease] = asyncio.ensure_future(engine.default().call(lease))
     try:
         done, _ = await asyncio.wait({work}, timeout=_SHOW_AFTER_S)
@@ -181,17 +185,18 @@ async def _shown(loader: Loader, lease: Callable[[], Any]) -> Lease:
 
 
 async def _bar(loader: Loader, work: asyncio.Task[Lease]) -> None:
-    from tqdm.auto import tqdm
-
     residency = residencies.default()
-    with tqdm(desc=f"Loading {loader.spec}", bar_format=_NO_TOTAL, leave=False) as bar:
+    began_s = time.monotonic()
+    with Line() as line:
         while not work.done():
             entry = residency.find(loader.key)
             if entry is not None:
                 progress = entry.progress
-                bar.bar_format = _TOTAL if progress.total_bytes else _NO_TOTAL
-                bar.unit, bar.unit_scale = "B", True
-                bar.total, bar.n = progress.total_bytes or None, progress.done_bytes
-                bar.set_postfix_str(progress.phase, refresh=False)
-                bar.refresh()
+                text = (
+                    f"Loading {loader.spec}: {progress.phase}, {time.monotonic() - began_s:.0f} s"
+                )
+                if progress.fraction is not None:
+                    done, total = map(size_text, (progress.done_bytes, progress.total_bytes))
+                    text += f"  {bar(progress.fraction)}  {done} of {total}"
+                line.show(text)
             await asyncio.wait({work}, timeout=_REFRESH_S)

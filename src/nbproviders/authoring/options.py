@@ -70,7 +70,13 @@ def check(
                 f"{type(value).__name__}.",
                 hint=option.help,
             )
-    return {name: given.get(name, option.default) for name, option in declared.items()}
+    return {name: _value(given, name, option) for name, option in declared.items()}
+
+
+def _value(given: Mapping[str, Any], name: str, option: Option) -> Any:
+    value = given.get(name, option.default)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and int not in option.kinds and float in option.kinds else value
 
 
 def _near(name: str, declared: Mapping[str, Option]) -> str:

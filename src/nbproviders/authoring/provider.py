@@ -168,7 +168,9 @@ class ModelProvider(ABC):
 
     def _open(self, spec: str, config: Mapping[str, Any]) -> Opened:
         try:
-            place = (spec, *sorted(config.items())) if config else spec
+            # With their types: True and 1 are equal, and other options.
+            typed = ((name, type(value), value) for name, value in config.items())
+            place = (spec, *sorted(typed)) if config else spec
             found = self._opened.get(place)
         except TypeError:  # an option that cannot be hashed or ordered
             place, found = None, None
@@ -254,6 +256,8 @@ def _canonical_or_alone(values: Mapping[str, Any]) -> str:
         return f"#{next(_serial)}"
 
 
+# Set while a setup or teardown runs, so that one written on top of another is counted once.
+_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside", default=False)
 Setup = Callable[..., Awaitable[ModelHandle]]
 Teardown = Callable[..., Awaitable[None]]
 
@@ -261,8 +265,14 @@ Teardown = Callable[..., Awaitable[None]]
 def _recorded_setup(setup: Setup) -> Any:
     @functools.wraps(setup)
     async def recorded(self: ModelProvider, *args: Any, **config: Any) -> ModelHandle:
-        handle = await setup(self, *args, **config)
-        if not managed.get() and isinstance(handle, ModelHandle):
+        if managed.get() or _inside.get():  # the outermost call counts
+            return await setup(self, *args, **config)
+        token = _inside.set(True)
+        try:
+            handle = await setup(self, *args, **config)
+        finally:
+            _inside.reset(token)
+        if isinstance(handle, ModelHandle):
             self._direct[handle.resource_id] += 1
         return handle
 
@@ -272,8 +282,15 @@ def _recorded_setup(setup: Setup) -> Any:
 def _recorded_teardown(teardown: Teardown) -> Any:
     @functools.wraps(teardown)
     async def recorded(self: ModelProvider, resource_id: str) -> None:
-        if not managed.get() and self._direct[resource_id] > 0:
+        if managed.get() or _inside.get():
+            await teardown(self, resource_id)
+            return
+        if self._direct[resource_id] > 0:
             self._direct[resource_id] -= 1
-        await teardown(self, resource_id)
+        token = _inside.set(True)
+        try:
+            await teardown(self, resource_id)
+        finally:
+            _inside.reset(token)
 
     return recorded

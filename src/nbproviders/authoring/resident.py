@@ -83,8 +83,9 @@ class ResidentProvider(ModelProvider):
         """
         lent = self._lent[resource_id]
         mine = _returning.get()
-        if mine is not None and mine in lent:
-            lent.remove(mine)
+        if mine is not None:
+            if mine in lent:  # else it went back by id already
+                lent.remove(mine)
             mine.close()
         elif lent:
             lent.popleft().close()

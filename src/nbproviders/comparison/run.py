@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from nbproviders.authoring.progress import Line, bar
 from nbproviders.comparison import grid
 from nbproviders.comparison import scorers as scoring
 from nbproviders.comparison.comparison import Comparison
@@ -160,6 +161,7 @@ class Run:
 
     def _row(self, contender: Contender, prompt: Prompt, repeat: int) -> Row:
         return {
+            **prompt.extra,  # first: a field that is named like a column of ours does not replace it
             "spec": contender.spec,
             "provider": contender.provider_name,
             "model": contender.model_name,
@@ -169,7 +171,6 @@ class Run:
             "repeat": repeat,
             **_NOTHING,
             **{f"score_{name}": None for name in self.scorers},
-            **prompt.extra,
         }
 
     async def _score(self, rows: list[Row]) -> None:
@@ -276,15 +277,13 @@ class _Bar:
     def __init__(self, run: Run, *, shown: bool) -> None:
         self._run, self._shown = run, shown
         self._began_s = time.perf_counter()
-        self._bar: Any = None
+        self._line = Line()
 
     def __enter__(self) -> _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._refresh()
-            self._bar.close()
+        self._line.show("")
 
     async def during(self, work: Any) -> None:
         """Wait for one model's work, keeping the bar up to date."""
@@ -301,9 +300,8 @@ class _Bar:
         task.result()
 
     def _refresh(self) -> None:
-        if self._bar is None:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=self._run.total, unit="cell", desc="compare", leave=False)
-        self._bar.n = self._run.done
-        self._bar.refresh()
+        done, total = self._run.done, self._run.total
+        elapsed_s = time.perf_counter() - self._began_s
+        self._line.show(
+            f"Comparing  {bar(done / total)}  {done} of {total} cells, {elapsed_s:.0f} s"
+        )

@@ -97,6 +97,8 @@ def _run_into(
     outcome: Any
     try:
         outcome, failed = function(*arguments), False
+    except StopIteration as error:  # no future takes one
+        outcome, failed = ProviderError(str(foreign(error))), True
     except Exception as error:  # handed over whole; the loop's side maps it
         outcome, failed = error, True
     except BaseException as error:  # sys.exit in foreign code would end the engine's loop

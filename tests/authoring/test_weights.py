@@ -1,0 +1,208 @@
+"""Promises of `WeightsProvider`: four methods, written in a class of ours or in any object."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nbproviders as nbp
+from nbproviders.authoring.weights import WeightsProvider, WrappedWeights
+from nbproviders.errors import (
+    ConfigurationError,
+    InsufficientMemoryError,
+    ModelAccessError,
+    ProviderError,
+)
+
+
+class Answering:
+    """What a weights author might load: an object with generate."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def generate(self, prompt: str) -> str:
+        return f"{self.name}: {prompt}"
+
+
+class Author:
+    """Has the four methods and no base class."""
+
+    colour = "blue"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.failure: BaseException | None = None
+        self.refusal: BaseException | bool = True
+
+    def load_model(self, model_id, model_class, quantization_config=None, device_map="auto", **kw):  # type: ignore[no-untyped-def]
+        self.calls.append(("model", model_id, model_class, quantization_config, device_map, kw))
+        if self.failure is not None:
+            raise self.failure
+        return Answering(model_id)
+
+    def load_tokenizer(self, model_id, **kw):  # type: ignore[no-untyped-def]
+        self.calls.append(("tokenizer", model_id, kw))
+
+    def validate_model_access(self, model_id, model_class):  # type: ignore[no-untyped-def]
+        self.calls.append(("access", model_id, model_class))
+        if isinstance(self.refusal, BaseException):
+            raise self.refusal
+        return self.refusal
+
+    def get_provider_name(self) -> str:
+        return "Author"
+
+
+class Subclass(WeightsProvider):
+    """The same, as a class of ours."""
+
+    options = None
+
+    def __init__(self, author: Author) -> None:
+        self.author = author
+
+    def load_model(self, model_id, model_class, quantization_config=None, device_map="auto", **kw):  # type: ignore[no-untyped-def]
+        return self.author.load_model(model_id, model_class, quantization_config, device_map, **kw)
+
+    def load_tokenizer(self, model_id, **kw):  # type: ignore[no-untyped-def]
+        return self.author.load_tokenizer(model_id, **kw)
+
+    def validate_model_access(self, model_id, model_class):  # type: ignore[no-untyped-def]
+        return self.author.validate_model_access(model_id, model_class)
+
+    def get_provider_name(self) -> str:
+        return "subclass"
+
+
+@pytest.fixture
+def author() -> Author:
+    return Author()
+
+
+@pytest.fixture(params=[WrappedWeights, Subclass])
+def provider(request: pytest.FixtureRequest, author: Author) -> WeightsProvider:
+    return request.param(author)  # type: ignore[no-any-return]
+
+
+async def test_the_methods_are_called_once_for_a_key(
+    provider: WeightsProvider, author: Author
+) -> None:
+    """Model and tokenizer are loaded once, with the options by their names, and not asked for access."""
+    async with provider.model("org/m", bits=4) as m, provider.model("org/m", bits=4) as n:
+        assert await m.generate("hi") == await n.generate("hi") == "org/m: hi"
+        assert isinstance(m.raw, Answering)
+    assert author.calls == [
+        ("model", "org/m", "AutoModelForCausalLM", None, "auto", {"bits": 4}),
+        ("tokenizer", "org/m", {}),
+    ]
+
+
+async def test_named_options_reach_their_parameters(
+    provider: WeightsProvider, author: Author
+) -> None:
+    """Class, quantization and device map are passed as what they are."""
+    options = {"model_class": "X", "quantization_config": {"bits": 4}, "device_map": "cpu"}
+    async with provider.model("org/m", **options):
+        pass
+    assert author.calls[0] == ("model", "org/m", "X", {"bits": 4}, "cpu", {})
+
+
+async def test_a_refused_access_is_the_hint_of_a_failed_load(
+    provider: WeightsProvider, author: Author
+) -> None:
+    """The cause is what failed; what to do is what the access check says."""
+    author.failure = OSError("404")
+    author.refusal = ModelAccessError("org/m is gated", hint="Accept its licence.")
+    with pytest.raises(ProviderError) as caught:
+        await provider.setup("org/m")
+    assert "Failed to setup resource" in caught.value.message
+    assert "OSError: 404" in caught.value.message
+    assert caught.value.hint == "org/m is gated\nAccept its licence."
+    assert str(caught.value.__cause__) == "OSError: 404"
+
+
+async def test_a_false_access_check_is_a_hint_as_well(
+    provider: WeightsProvider, author: Author
+) -> None:
+    """A check that only says no, or fails itself, is told in words."""
+    author.failure, author.refusal = OSError("404"), False
+    with pytest.raises(ProviderError, match="has no access to 'org/m'"):
+        await provider.setup("org/m")
+    author.refusal = ValueError("token=abcdef123456 bad")
+    with pytest.raises(ProviderError, match=r"ValueError: token=\*\*\*\* bad"):
+        await provider.setup("org/m")
+
+
+async def test_an_existing_path_is_not_asked_for_access(
+    provider: WeightsProvider, author: Author, tmp_path: Path
+) -> None:
+    """The check is for Hub ids; a folder is there or not."""
+    author.failure = OSError("no weights")
+    with pytest.raises(ProviderError, match="no weights"):
+        await provider.setup(str(tmp_path))
+    assert "access" not in {call[0] for call in author.calls}
+
+
+async def test_an_authors_own_error_keeps_class_and_hint(
+    provider: WeightsProvider, author: Author
+) -> None:
+    """An error of ours that already says what to do is not overwritten."""
+    author.failure = ConfigurationError("bits=3 is none of 4 and 8", hint="Say 4.")
+    with pytest.raises(ConfigurationError, match="bits=3.*\nSay 4"):
+        await provider.setup("org/m", bits=3)
+    assert "access" not in {call[0] for call in author.calls}
+
+
+async def test_exhausted_memory_is_told_as_such(provider: WeightsProvider, author: Author) -> None:
+    """A MemoryError is about memory, not about access."""
+    author.failure = MemoryError("too big")
+    with pytest.raises(InsufficientMemoryError, match="Failed to setup"):
+        await provider.setup("org/m")
+
+
+async def test_nothing_is_kept_of_a_failure(provider: WeightsProvider, author: Author) -> None:
+    """After a failed load the next one begins anew; each waiter has an error of its own."""
+    author.failure = OSError("offline")
+    errors = await asyncio.gather(
+        *(provider.setup("org/m") for _ in range(3)), return_exceptions=True
+    )
+    assert len({id(error) for error in errors}) == 3
+    assert nbp.residents() == []
+    author.failure = None
+    assert await (await provider.setup("org/m")).model.generate("x") == "org/m: x"
+
+
+def test_wrapping_an_object_keeps_it_in_reach(author: Author) -> None:
+    """`.wrapped` is the object, and what is not the provider's is the object's."""
+    provider = WrappedWeights(author)
+    assert provider.wrapped is author
+    assert provider.colour == "blue"
+    assert provider.name == "author"
+    assert provider.get_provider_name() == "Author"
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = provider.no_such_thing
+
+
+def test_an_object_that_lacks_a_method_is_refused() -> None:
+    """What is missing is told by name."""
+
+    class Half:
+        load_model = load_tokenizer = print
+
+    with pytest.raises(ConfigurationError, match="lacks validate_model_access, get_provider_name"):
+        WrappedWeights(Half())
+
+
+def test_a_subclass_writes_all_four() -> None:
+    """An incomplete subclass cannot be made."""
+
+    class Half(WeightsProvider):
+        def load_model(self, model_id, model_class, quantization_config=None, device_map="auto", **kwargs):  # type: ignore[no-untyped-def]
+            ...
+
+    with pytest.raises(TypeError, match="get_provider_name"):
+        Half()  # type: ignore[abstract]

@@ -1,0 +1,314 @@
+"""Promises of finding providers by name."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nbproviders as nbp
+from nbproviders import registry
+from nbproviders.abc import ModelHandle, ModelProvider
+from nbproviders.authoring.wrapped import WrappedResource
+from nbproviders.errors import ConfigurationError, ModelAccessError
+from nbproviders.providers.echo import EchoProvider
+from tests.scripted import ScriptedProvider
+
+
+class Lab(ScriptedProvider):
+    """A provider with a constructor that takes one keyword."""
+
+
+class Duck:
+    """Has setup and teardown only."""
+
+    async def setup(self, resource_spec: str, **config: Any) -> ModelHandle:
+        return ModelHandle(resource_spec, self, self)  # type: ignore[arg-type]
+
+    async def teardown(self, resource_id: str) -> None: ...
+
+    def generate(self, prompt: str) -> str:
+        return f"quack {prompt}"
+
+
+# Listing
+
+
+def test_the_listing_is_a_read_only_mapping_that_prints_as_names() -> None:
+    """It iterates, tests `in`, counts and prints like a list of names, and tells about each."""
+    listing = nbp.list_available()
+    assert list(listing) == sorted(listing)
+    assert "echo" in listing
+    assert len(listing) == len(list(listing))
+    assert repr(listing) == repr(list(listing))
+    assert listing["echo"].available
+    assert listing["echo"].reason == ""
+    assert listing["echo"].source == "nbproviders"
+    with pytest.raises(TypeError):
+        listing["x"] = 1  # type: ignore[index]
+
+
+def test_a_missing_library_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider whose packages are not there is listed with what to install, and cannot be made."""
+    monkeypatch.setattr(registry, "_NEEDS", {"echo": (("no_such_lib", "json"), "music")})
+    info = nbp.list_available()["echo"]
+    assert not info.available
+    assert info.reason == 'no_such_lib not installed: pip install "nbproviders[music]"'
+    with pytest.raises(ConfigurationError, match="not available: no_such_lib not installed"):
+        nbp.create_provider("echo", tag="never made before")
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> dict[str, EntryPoint]:
+    """Entry points of installed packages, as this test has them."""
+    found = {
+        "broken": EntryPoint("broken", "no_such_package.at_all:Thing", registry.GROUPS[1]),
+        "duck": EntryPoint("duck", f"{__name__}:Duck", registry.GROUPS[2]),
+        "lab": EntryPoint("lab", f"{__name__}:Lab", registry.GROUPS[0]),
+    }
+    monkeypatch.setattr(registry, "_points", {**registry._entry_points(), **found})
+    monkeypatch.setattr(registry, "_made", {})
+    monkeypatch.setattr(registry, "_broken", {})
+    return found
+
+
+def test_a_plugin_that_fails_to_import_breaks_nothing_else(plugins: dict[str, EntryPoint]) -> None:
+    """It is listed with its reason; the others work."""
+    listing = nbp.list_available()
+    assert not listing["broken"].available
+    assert "cannot be imported: ModuleNotFoundError" in listing["broken"].reason
+    assert listing["duck"].available
+    assert listing["echo"].available
+    with pytest.raises(ConfigurationError, match="'broken' is not available: cannot be imported"):
+        nbp.create_provider("broken")
+
+
+def test_entry_points_of_all_groups(plugins: dict[str, EntryPoint]) -> None:
+    """A class of ours and any object's class are made by entry point, under the name they go by."""
+    duck, lab = nbp.create_provider("duck"), nbp.create_provider("LAB", tag=2)
+    assert isinstance(duck, WrappedResource)
+    assert isinstance(lab, Lab)
+    assert (duck.name, lab.name, lab.tag) == ("duck", "lab", 2)
+
+
+# Making
+
+
+def test_names_ignore_case() -> None:
+    """ECHO is echo."""
+    assert isinstance(nbp.create_provider("ECHO"), EchoProvider)
+
+
+@pytest.mark.parametrize("name", ["nobody", "", None, 3])
+def test_an_unknown_name_lists_the_available(name: Any) -> None:
+    """The error has the name and all there are."""
+    with pytest.raises(ConfigurationError, match=f"Unknown provider: {name}.*echo"):
+        nbp.create_provider(name)
+
+
+def test_equal_configuration_shares() -> None:
+    """Two calls alike give providers that share what they load; another configuration does not."""
+    nbp.register_provider("lab", Lab)
+    one, two, other = (nbp.create_provider("lab", tag=t) for t in (1, 1, 2))
+    assert one.resolve("a") == two.resolve("a") != other.resolve("a")
+    assert nbp.create_provider("lab", tag=object()) is not nbp.create_provider("lab", tag=object())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_configuration_that_json_cannot_write(value: float) -> None:
+    """An odd number is configuration like any other; nothing foreign escapes."""
+    nbp.register_provider("lab", Lab)
+    assert isinstance(nbp.create_provider("lab", tag=value), Lab)
+
+
+class Configured(Lab):
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+
+class Keywords(Lab):
+    def __init__(self, **options: Any) -> None:
+        self.options_given = options
+
+
+def factory(tag: int = 0) -> Lab:
+    return Lab(tag)
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "read"),
+    [
+        (Lab, {"tag": 5}, lambda p: p.tag == 5),
+        (Lab, {}, lambda p: p.tag == ""),
+        (Configured, {"a": 1, "b": 2}, lambda p: p.config == {"a": 1, "b": 2}),
+        (Configured, {}, lambda p: p.config == {}),
+        (Configured, {"config": {"a": 1}}, lambda p: p.config == {"a": 1}),
+        (Keywords, {"a": 1}, lambda p: p.options_given == {"a": 1}),
+        (factory, {"tag": 5}, lambda p: p.tag == 5),
+    ],
+)
+def test_construction(target: Any, given: dict[str, Any], read: Any) -> None:
+    """A signature that takes the keywords gets them; one `config` gets the dict."""
+    nbp.register_provider("made", target)
+    assert read(nbp.create_provider("made", **given))
+
+
+def test_configuration_that_is_not_taken() -> None:
+    """The error lists the parameters there are."""
+    nbp.register_provider("lab", Lab)
+    with pytest.raises(ConfigurationError, match="'lab' does not take colour") as caught:
+        nbp.create_provider("lab", colour="red")
+    assert "tag" in caught.value.hint
+
+
+def test_a_constructor_that_fails() -> None:
+    """A foreign error becomes one of ours, scrubbed; an error of ours stays itself."""
+
+    class Bad(Lab):
+        def __init__(self, kind: str = "") -> None:
+            if kind:
+                raise ModelAccessError("gated", hint="ask")
+            raise OSError("password=abcdef123456")
+
+    nbp.register_provider("bad", Bad)
+    with pytest.raises(ConfigurationError, match=r"'bad' could not be made: OSError") as caught:
+        nbp.create_provider("bad")
+    assert "abcdef" not in str(caught.value)
+    with pytest.raises(ModelAccessError, match="gated"):
+        nbp.create_provider("bad", kind="x")
+
+
+# Registering
+
+
+def test_register_and_unregister() -> None:
+    """A provider is known by its name until it is forgotten; again registered it is another."""
+    nbp.register_provider("Mine", Lab)
+    assert nbp.list_available()["mine"].source == "registered"
+    first = nbp.create_provider("mine")
+    nbp.register_provider("mine", Duck)
+    second = nbp.create_provider("mine")
+    assert isinstance(first, Lab)
+    assert isinstance(second, WrappedResource)
+    nbp.unregister_provider("MINE")
+    assert "mine" not in nbp.list_available()
+    with pytest.raises(ConfigurationError, match="No provider was registered as 'mine'"):
+        nbp.unregister_provider("mine")
+
+
+def test_a_registered_name_hides_an_installed_one() -> None:
+    """What the user registers wins, and gives the name back."""
+    nbp.register_provider("echo", Lab)
+    assert isinstance(nbp.create_provider("echo"), Lab)
+    nbp.unregister_provider("echo")
+    assert isinstance(nbp.create_provider("echo"), EchoProvider)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a:b", "a b", "a?b", "a&b", "a=b", 3, None])
+def test_names_that_cannot_stand_in_a_reference(name: Any) -> None:
+    """They are refused with themselves."""
+    with pytest.raises(ConfigurationError, match="cannot be a provider's name"):
+        nbp.register_provider(name, Lab)
+
+
+async def test_an_instance_is_a_provider_as_it_is() -> None:
+    """It is handed out itself, takes no configuration, and its models work."""
+    lab, duck = Lab("mine"), Duck()
+    nbp.register_provider("lab", lab)
+    nbp.register_provider("duck", duck)
+    assert nbp.create_provider("lab") is lab
+    assert nbp.create_provider("duck") is nbp.create_provider("duck")
+    with pytest.raises(ConfigurationError, match="is an instance already.*tag"):
+        nbp.create_provider("lab", tag=1)
+    async with nbp.model("duck:a") as m:
+        assert await m.generate("x") == "quack x"
+
+
+def test_what_is_no_provider_is_refused() -> None:
+    """An object without the methods is told what it lacks when it is asked for."""
+    nbp.register_provider("bad", object())
+    with pytest.raises(ConfigurationError, match="is no provider"):
+        nbp.create_provider("bad")
+
+
+@pytest.mark.parametrize("target", [Lab, factory, Lab("x"), Duck, Duck()], ids=str)
+async def test_the_reference_a_client_shows_opens_it_again(target: Any) -> None:
+    """Under whatever name a provider is registered, its models are called by that name."""
+    nbp.register_provider("other-name", target)
+    async with nbp.model("other-name:a") as m:
+        assert m.spec == "other-name:a"
+        async with nbp.model(m.spec) as n:
+            assert n.raw is m.raw
+
+
+# References and files
+
+
+def test_find_splits_off_a_known_provider() -> None:
+    """What stands before the first colon names the provider, the rest is its own."""
+    provider, spec = registry.find("ECHO:a:b?seed=1")
+    assert isinstance(provider, EchoProvider)
+    assert (spec.model, spec.options) == ("a:b", (("seed", 1),))
+    assert registry.find(spec)[1] is spec
+    with pytest.raises(ConfigurationError, match="Unknown provider 'nobody'.*\n.*echo"):
+        nbp.model("nobody:x")
+
+
+async def test_options_given_as_keywords_win() -> None:
+    """nbp.model takes more options, and they win over the reference's."""
+    assert nbp.model("echo:a?seed=1", seed=2).spec == "echo:a?seed=2"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".json", json.dumps({"provider": "lab", "provider_config": {"tag": 3}})),
+        (".toml", 'provider = "lab"\n[provider_config]\ntag = 3\n'),
+        (".yaml", "provider: lab\nprovider_config:\n  tag: 3\n"),
+    ],
+)
+def test_a_provider_from_a_file(tmp_path: Path, suffix: str, text: str) -> None:
+    """JSON, TOML and YAML say the same."""
+    if suffix == ".yaml":
+        pytest.importorskip("yaml")
+    nbp.register_provider("lab", Lab)
+    path = tmp_path / f"provider{suffix}"
+    path.write_text(text)
+    provider = nbp.load_provider(path)
+    assert isinstance(provider, Lab)
+    assert provider.tag == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.json", "{", "cannot be read"),
+        ("a.json", "[]", "must hold provider"),
+        ("a.json", '{"provider": 3}', "must hold provider"),
+        ("a.json", '{"provider": "echo", "provider_config": 3}', "provider_config"),
+        ("a.toml", "= 3", "cannot be read"),
+        ("a.yaml", "a: [", "cannot be read"),
+        ("none.json", None, "cannot be read"),
+    ],
+)
+def test_a_provider_file_that_cannot_be_used(
+    tmp_path: Path, name: str, text: str | None, said: str
+) -> None:
+    """It is told with its path and what it must hold; nothing foreign escapes."""
+    if name.endswith(".yaml"):
+        pytest.importorskip("yaml")
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        nbp.load_provider(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_providers_are_model_providers() -> None:
+    """create_provider always returns a ModelProvider."""
+    nbp.register_provider("duck", Duck())
+    for name in ("duck", "echo"):
+        assert isinstance(nbp.create_provider(name), ModelProvider)
