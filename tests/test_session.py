@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 
 import pytest
@@ -153,28 +154,38 @@ def test_the_name_of_a_model(lab: type[ScriptedProvider]) -> None:
 
 
 def test_a_load_that_takes_long_shows_a_bar(
-    lab: type[ScriptedProvider], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    lab: type[ScriptedProvider], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a moment a bar says what is loading and how far it is; then it goes away."""
+    """After a moment a line says what is loading and how far it is; then it goes away."""
     from nbproviders.authoring import opening
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
 
     monkeypatch.setattr(opening, "_SHOW_AFTER_S", 0.0)
     monkeypatch.setattr(opening, "_REFRESH_S", 0.01)
-    shown, hold = threading.Event(), threading.Event()
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    hold = threading.Event()
 
     class Slow(ScriptedProvider):
         def load(self, key: ResourceKey, progress: Progress) -> Model:
             progress.report(512, 1024, "reading")
-            shown.set()
             assert hold.wait(BOUND_S)
             return ScriptedModel()
 
     async def open_it() -> nbp.Client:
         opening_ = asyncio.ensure_future(Slow().model("big").open())
-        await happened(shown)
-        while "50%" not in capsys.readouterr().err:
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(BOUND_S):
+            while "512 B of 1.0 KiB" not in terminal.getvalue():
+                await asyncio.sleep(0.005)
         hold.set()
         return await opening_
 
     asyncio.run(open_it()).close()
+    shown = terminal.getvalue()
+    assert "reading" in shown
+    assert "\u2588" * 10 + "\u2591" in shown
+    assert not shown.rpartition("\r")[2].strip()
+    assert not shown.rstrip("\r").rpartition("\r")[2].strip()

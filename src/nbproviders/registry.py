@@ -221,16 +221,15 @@ def _construct(name: str, config: dict[str, Any]) -> ModelProvider:
             raise ConfigurationError(
                 f"The provider {name!r} is not available: {reason or _broken[name]}"
             )
-    if not callable(target) or isinstance(target, ModelProvider):
-        if config:
-            raise ConfigurationError(
-                f"The provider {name!r} is an instance already and takes no configuration: "
-                f"{', '.join(config)}."
-            )
-        return as_provider(target, name)
-    provider = as_provider(_call(target, name, config), name)
-    if isinstance(target, type):
-        provider.name = name  # type: ignore[misc]  # an alias of a class keeps the name it goes by
+    if callable(target) and not isinstance(target, ModelProvider):
+        target = _call(target, name, config)
+    elif config:
+        raise ConfigurationError(
+            f"The provider {name!r} is an instance already and takes no configuration: "
+            f"{', '.join(config)}."
+        )
+    provider = as_provider(target, name)
+    provider.go_by(name)
     return provider
 
 
@@ -280,7 +279,12 @@ def load_provider(path: str | Path) -> ModelProvider:
             f"The provider file {place} must hold provider and provider_config.",
             hint='For example {"provider": "echo", "provider_config": {"seed": 1}}.',
         )
-    return create_provider(found["provider"], **found.get("provider_config", {}))
+    config = found.get("provider_config") or {}
+    if not isinstance(config, dict):
+        raise ConfigurationError(
+            f"In the provider file {place}, provider_config must be a table, not {config!r:.60}."
+        )
+    return create_provider(found["provider"], **config)
 
 
 def _parse(place: Path) -> Any:
@@ -294,7 +298,10 @@ def _parse(place: Path) -> Any:
             raise ValueError("YAML needs the package pyyaml")
         import yaml
 
-        return yaml.safe_load(text)
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from None
     return json.loads(text)
 
 

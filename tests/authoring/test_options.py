@@ -31,7 +31,14 @@ def test_defaults_are_filled_in() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n_ctx", 1), ("scale", 2), ("scale", 2.5), ("flag", True), ("map", {"a": 1}), ("n_ctx", None)],
+    [
+        ("n_ctx", 1),
+        ("scale", 2),
+        ("scale", 2.5),
+        ("flag", True),
+        ("map", {"a": 1}),
+        ("n_ctx", None),
+    ],
 )
 def test_values_that_fit(name: str, value: Any) -> None:
     """Each of its types is taken, int for float, and None for any."""
@@ -40,7 +47,14 @@ def test_values_that_fit(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n_ctx", "512"), ("n_ctx", 1.5), ("n_ctx", True), ("scale", "big"), ("flag", 1), ("map", [1])],
+    [
+        ("n_ctx", "512"),
+        ("n_ctx", 1.5),
+        ("n_ctx", True),
+        ("scale", "big"),
+        ("flag", 1),
+        ("map", [1]),
+    ],
 )
 def test_values_that_do_not_fit(name: str, value: Any) -> None:
     """A value of a wrong type is told with itself, its type and the right one."""

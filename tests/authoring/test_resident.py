@@ -12,7 +12,12 @@ from nbproviders.abc import Model, Progress, ResidentProvider, ResourceKey
 from nbproviders.authoring.options import Option
 from nbproviders.authoring.resident import ResidentHandle
 from nbproviders.core import engine
-from nbproviders.errors import ClosedError, ConfigurationError, InsufficientMemoryError, ProviderError
+from nbproviders.errors import (
+    ClosedError,
+    ConfigurationError,
+    InsufficientMemoryError,
+    ProviderError,
+)
 from nbproviders.residency import residency as residencies
 from tests.scripted import (
     BOUND_S,
@@ -370,7 +375,9 @@ async def test_force_ends_calls_with_an_error() -> None:
         async def read() -> Any:
             return await anext(stream)
 
-        calls = [asyncio.ensure_future(c) for c in (m.generate("x"), m.generate_many(["x"]), read())]
+        calls = [
+            asyncio.ensure_future(c) for c in (m.generate("x"), m.generate_many(["x"]), read())
+        ]
         assert await asyncio.to_thread(Lab.gate.reached.wait, BOUND_S)
         settled()
         residency = residencies.default()

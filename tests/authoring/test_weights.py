@@ -201,7 +201,9 @@ def test_a_subclass_writes_all_four() -> None:
     """An incomplete subclass cannot be made."""
 
     class Half(WeightsProvider):
-        def load_model(self, model_id, model_class, quantization_config=None, device_map="auto", **kwargs):  # type: ignore[no-untyped-def]
+        def load_model(
+            self, model_id, model_class, quantization_config=None, device_map="auto", **kwargs
+        ):  # type: ignore[no-untyped-def]
             ...
 
     with pytest.raises(TypeError, match="get_provider_name"):

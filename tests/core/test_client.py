@@ -14,7 +14,12 @@ import pytest
 from nbproviders.core.client import Client, SyncClient
 from nbproviders.core.completion import Completion
 from nbproviders.core.params import GenerationParams, Request
-from nbproviders.errors import ClosedError, InvalidRequestError, ServiceUnavailableError, TimeoutError
+from nbproviders.errors import (
+    ClosedError,
+    InvalidRequestError,
+    ServiceUnavailableError,
+    TimeoutError,
+)
 from tests.scripted import BOUND_S, Gate, ScriptedModel, joined
 
 
@@ -91,7 +96,9 @@ async def test_used_after_its_end() -> None:
         assert not m.closed
     assert m.closed
     for call in (m.generate("x"), m.generate_many(["x"]), m.chat("x")):
-        with pytest.raises(ClosedError, match="'scripted:model' was used after its end.\nwrite this"):
+        with pytest.raises(
+            ClosedError, match="'scripted:model' was used after its end.\nwrite this"
+        ):
             await call
     with pytest.raises(ClosedError, match="used after its end"):
         m.stream("x")

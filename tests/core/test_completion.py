@@ -48,7 +48,9 @@ def test_completion_tells_how_it_was_made() -> None:
     assert got.tokens_per_s == 1.0
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))]
+)
 def test_copies_keep_what_is_known(again) -> None:
     """Saved or copied, a completion stays one, with all its attributes."""
     got = again(completion())

@@ -108,7 +108,9 @@ def test_a_device_that_is_not_there(device: str) -> None:
 )
 def test_a_wrong_option_is_refused(reference: str, words: str) -> None:
     """A misspelt option or a wrong value is refused before anything is loaded."""
-    with pytest.raises(nbp.ConfigurationError, match=r"option|dtype|parallel|model_class") as caught:
+    with pytest.raises(
+        nbp.ConfigurationError, match=r"option|dtype|parallel|model_class"
+    ) as caught:
         nbp.load_sync(reference)
     assert words in str(caught.value)
 

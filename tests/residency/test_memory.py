@@ -58,7 +58,13 @@ def test_budgets_by_device() -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_677_722, "1.6 MiB"), (3000 * GIB, "3000.0 GiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1_677_722, "1.6 MiB"),
+        (3000 * GIB, "3000.0 GiB"),
+    ],
 )
 def test_sizes_as_people_read_them(count: int, text: str) -> None:
     """Bytes are shown with one digit after the point."""

@@ -63,7 +63,10 @@ def test_many_threads_ask_one_load() -> None:
         pass
     assert (len(leases), loader.loads, home.handles(loader.key)) == (64, 1, 64)
     with joined(
-        *(threading.Thread(target=lambda n=n: [lease.release() for lease in leases[n::4]]) for n in range(4))  # type: ignore[misc]
+        *(
+            threading.Thread(target=lambda n=n: [lease.release() for lease in leases[n::4]])
+            for n in range(4)
+        )  # type: ignore[misc]
     ):
         pass
     assert home.handles(loader.key) == 0

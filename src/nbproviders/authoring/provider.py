@@ -135,6 +135,12 @@ class ModelProvider(ABC):
         name = spec.name if isinstance(spec, ModelSpec) else spec
         return self._open(name, config).loader.key
 
+    def go_by(self, name: str) -> None:
+        """Use another name in references: the one it was registered by."""
+        if name != self.name:
+            self.name = name  # type: ignore[misc]  # the class's is the default
+            self._opened.clear()
+
     def get_client(self, name: str, **config: Any) -> SyncClient:
         """Return a blocking client; closing or dropping it gives the model back."""
         return self._open(name, config).client_now()

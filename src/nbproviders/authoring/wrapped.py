@@ -55,5 +55,5 @@ def as_provider(thing: Any, name: str) -> ModelProvider:
             f"{type(thing).__name__}, registered as {name!r}, is no provider.",
             hint="It needs setup and teardown, or " + ", ".join(WEIGHTS_METHODS) + ".",
         )
-    wrapped.name = name  # type: ignore[misc]
+    wrapped.go_by(name)
     return wrapped

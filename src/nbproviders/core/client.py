@@ -14,6 +14,7 @@ from nbproviders.core import engine as engines
 from nbproviders.core.completion import Completion
 from nbproviders.core.model import Model, ModelInfo, generate_all
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
+from nbproviders.core.spec import split_options
 from nbproviders.core.streams import ClientStream, SyncStream
 from nbproviders.errors import ClosedError, InvalidRequestError, ProviderError, fresh
 
@@ -48,7 +49,7 @@ class _Held:
     @property
     def model(self) -> str:
         """The model's name, without the provider."""
-        return self.spec.partition(":")[2].partition("?")[0] or self.spec
+        return split_options(self.spec.partition(":")[2])[0] or self.spec
 
     @property
     def raw(self) -> object:

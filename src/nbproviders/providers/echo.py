@@ -14,7 +14,7 @@ from nbproviders.core.completion import Finish, FinishReason, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.core.spec import ResourceKey
-from nbproviders.errors import ConfigurationError, ServiceUnavailableError
+from nbproviders.errors import ConfigurationError, InvalidRequestError, ServiceUnavailableError
 from nbproviders.residency.entry import Progress
 
 CONTEXT_TOKENS = 4096
@@ -58,45 +58,48 @@ class EchoModel(Model):
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         began_s = time.perf_counter()
         text = _last_turn(request)
-        if random.Random(f"{self._seed}/{text}").random() < self._fail_rate:
-            raise ServiceUnavailableError(
-                "echo fails for this prompt, as its fail_rate asks.", hint="It is a drill."
-            )
-        words = text.split(" ") if text else []
+        self._check(text)
         most = request.params.max_tokens or CONTEXT_TOKENS
-        written, first_s, reason = "", 0.0, _reason(len(words), most)
-        for count, word in enumerate(words[:most]):
+        answer, reason = _answer(text, most, request.params.stop)
+        first_s = 0.0
+        for count, word in enumerate(answer.split(" ") if answer else ()):
             await asyncio.sleep(self._delay_s)
-            piece = f" {word}" if count else word
-            cut = _stop(written + piece, request.params.stop)
             first_s = first_s or time.perf_counter() - began_s
-            if cut is not None:
-                piece, reason = (written + piece)[len(written) : cut], "stop"
-            written += piece
-            yield piece
-            if cut is not None:
-                break
+            yield f" {word}" if count else word
         yield Finish(
             reason=reason,
-            usage=Usage(len(text.split()), len(written.split())),
+            usage=Usage(len(text.split()), len(answer.split())),
             params=request.params.merged(temperature=0, max_tokens=most),
             ttft_s=first_s,
             total_s=time.perf_counter() - began_s,
             chat=request.chat is not False,
         )
 
+    def _check(self, text: str) -> None:
+        words = len(text.split())
+        if words > CONTEXT_TOKENS:
+            raise InvalidRequestError(
+                f"The prompt has {words} words; {self.info.spec} has a context of {CONTEXT_TOKENS}.",
+                hint="Shorten the prompt.",
+            )
+        if random.Random(f"{self._seed}/{text}").random() < self._fail_rate:
+            raise ServiceUnavailableError(
+                "echo fails for this prompt, as its fail_rate asks.", hint="It is a drill."
+            )
+
     async def aclose(self) -> None:
         """Nothing to free."""
-
-
-def _reason(words: int, most: int) -> FinishReason:
-    return "length" if words > most else "stop"
 
 
 def _last_turn(request: Request) -> str:
     return request.prompt if isinstance(request.prompt, str) else request.prompt[-1]["content"]
 
 
-def _stop(text: str, stop: tuple[str, ...]) -> int | None:
-    places = [place for place in (text.find(s) for s in stop) if place >= 0]
-    return min(places) if places else None
+def _answer(text: str, most: int, stop: tuple[str, ...]) -> tuple[str, FinishReason]:
+    """Return the words that are written back, and why they end there."""
+    words = text.split(" ")
+    answer = " ".join(words[:most])
+    places = [place for place in (answer.find(s) for s in stop) if place >= 0]
+    if places:
+        return answer[: min(places)], "stop"
+    return answer, "length" if len(words) > most else "stop"

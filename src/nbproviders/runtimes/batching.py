@@ -7,6 +7,7 @@ for more to come.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from nbproviders.core.completion import Finish
 from nbproviders.core.engine import Mailbox
 from nbproviders.core.params import Request
-from nbproviders.errors import ProviderError
+from nbproviders.errors import ProviderError, foreign, fresh
 from nbproviders.runtimes.threads import Worker
 
 
@@ -46,7 +47,7 @@ class Ticket:
 
     def emit(self, text: str) -> None:
         """Deliver a piece of text."""
-        self._mailbox.post(self._put, text)
+        self._mailbox.post(self.deliver, text)
 
     def end(self, text: str, finish: Finish) -> None:
         """Deliver the rest of the text and the end, in one."""
@@ -54,11 +55,12 @@ class Ticket:
 
     def fail(self, error: ProviderError) -> None:
         """Deliver a failure of this request alone."""
-        self._mailbox.post(self._put, error)
+        self._mailbox.post(self.deliver, error)
 
     # The loop's side
 
-    def _put(self, item: str | Finish | ProviderError) -> None:
+    def deliver(self, item: str | Finish | ProviderError) -> None:
+        """Take an item; the first that is no text is the end."""
         self._items.append(item)
         self._ended = self._ended or not isinstance(item, str)
         if self._waiter is not None and not self._waiter.done():
@@ -67,7 +69,7 @@ class Ticket:
     def _finish(self, text: str, finish: Finish) -> None:
         if text:
             self._items.append(text)
-        self._put(finish)
+        self.deliver(finish)
 
     @property
     def ended(self) -> bool:
@@ -138,16 +140,14 @@ class Batcher:
 
     def _flush(self) -> None:
         self._scheduled = False
-        if self._busy or not self._pending:
-            return
-        batch = self._next_batch()
-        self._busy = True
-        try:
-            self._worker.post(lambda: self._work(batch))
-        except ProviderError as error:
-            self._busy = False
-            for ticket in batch:
-                ticket._put(error)
+        while self._pending and not self._busy:
+            batch = self._next_batch()
+            try:
+                self._worker.post(functools.partial(self._work, batch))
+                self._busy = True
+            except ProviderError as error:  # the worker is closed
+                for ticket in batch:
+                    ticket.deliver(fresh(error))
 
     def _next_batch(self) -> list[Ticket]:
         batch = [self._pending.popleft()]
@@ -159,13 +159,19 @@ class Batcher:
 
     def _work(self, batch: list[Ticket]) -> None:
         assert self._mailbox is not None
+        told = ProviderError("The model's batch ended without an answer to this request.")
         try:
             self._run(batch)
+        except Exception as error:  # the backend's; whoever has no answer yet is told
+            told = ProviderError(f"The model's batch failed: {foreign(error)}")
         finally:
-            self._mailbox.post(self._worked)
+            self._mailbox.post(self._worked, batch, told)
 
-    def _worked(self) -> None:
+    def _worked(self, batch: list[Ticket], told: ProviderError) -> None:
         self._busy = False
+        for ticket in batch:
+            if not ticket.ended:
+                ticket.deliver(fresh(told))
         self._flush()
 
     async def _let_go(self, ticket: Ticket) -> None:
