@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from nbproviders.core.completion import Completion, Finish
@@ -123,11 +124,10 @@ class Adapted(Held):
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         streams = getattr(self._thing, "stream", None)
         if callable(streams) and not (request.whole and hasattr(self._thing, "generate")):
-            source = streams(*_arguments(request), **_named(streams, request))
-            async for piece in self._pieces(
-                await source if inspect.isawaitable(source) else source
-            ):
-                yield str(piece)
+            source = await self.call(streams, *_arguments(request), **_named(streams, request))
+            async with aclosing(self._pieces(source)) as pieces:
+                async for piece in pieces:
+                    yield str(piece)
             return
         generate: Callable[..., Any] = self._thing.generate  # type: ignore[attr-defined]
         text = await self.call(generate, *_arguments(request), **_named(generate, request))
@@ -140,14 +140,23 @@ class Adapted(Held):
         if isinstance(text, Completion):
             yield Finish(text.finish, text.usage, text.params, chat=text.chat)
 
-    async def _pieces(self, source: Any) -> AsyncIterator[object]:
-        if isinstance(source, AsyncIterator):
-            async for piece in source:
-                yield piece
+    async def _pieces(self, source: Any) -> AsyncGenerator[object, None]:
+        """Read what a stream method returned, and close it however the reading ends."""
+        if hasattr(source, "__aiter__"):
+            try:
+                async for piece in source:
+                    yield piece
+            finally:
+                if hasattr(source, "aclose"):
+                    await source.aclose()
             return
-        iterator: Iterator[object] = iter(source)
-        while (piece := await self._worker.run(next, iterator, _END)) is not _END:
-            yield piece
+        iterator: Iterator[object] = await self._worker.run(iter, source)
+        try:
+            while (piece := await self._worker.run(next, iterator, _END)) is not _END:
+                yield piece
+        finally:
+            if hasattr(iterator, "close"):
+                await self._worker.run(iterator.close)
 
 
 def _arguments(request: Request) -> tuple[Any, ...]:
