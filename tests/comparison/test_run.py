@@ -172,7 +172,7 @@ async def test_compare_sync_works_inside_a_running_loop() -> None:
 async def test_a_cancelled_comparison_holds_nothing() -> None:
     """Cancelling a comparison ends it at once and frees its models."""
     task = asyncio.ensure_future(nbp.compare("echo:y?delay_s=60", ["a b"] * 3))
-    while not nbp.residents() or not nbp.residents()[0].running:  # noqa: ASYNC110
+    while not nbp.residents() or not nbp.residents()[0].running:
         await asyncio.sleep(0)  # it runs on another loop; there is no event here
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
