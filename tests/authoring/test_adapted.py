@@ -314,8 +314,10 @@ async def test_calls_of_a_held_object() -> None:
     thing = Connection()
     model = adapt(thing)
     assert isinstance(model, Held)
-    assert await model.call(thing.ask, "hi", loud=True) == "HI"
-    assert await model.call(Async().generate, "x") == "async x"
+    assert await model.call(("ask",), ("hi",), {"loud": True}) == "HI"
+    told = adapt(Async())
+    assert await told.call(("generate",), ("x",), {}) == "async x"
+    await told.aclose()
     await model.aclose()
     assert thing.thread is not threading.current_thread()
 

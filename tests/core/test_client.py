@@ -20,7 +20,7 @@ from nbproviders.errors import (
     ServiceUnavailableError,
     TimeoutError,
 )
-from tests.scripted import BOUND_S, Gate, ScriptedModel, joined
+from tests.scripted import BOUND_S, Gate, ScriptedModel, joined, settled
 
 
 def nothing() -> None:
@@ -204,5 +204,6 @@ async def test_a_failed_call_keeps_nothing_alive() -> None:
     del m, model, trace
     if error is not None:
         error.__traceback__ = None
+    settled()  # the engine's own task ends a moment after the caller was told
     gc.collect()
     assert kept() is None

@@ -85,7 +85,16 @@ class Held(Model):
             hint="Call its own methods by m.raw, or give its class a generate(prompt).",
         )
 
-    async def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    async def call(
+        self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        """Call a method of the object: a coroutine on this loop, a plain one on its thread."""
+        function: Any = self._thing
+        for name in path:
+            function = getattr(function, name)
+        return await self._run_here(function, *arguments, **named)
+
+    async def _run_here(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Call a function of the object: a coroutine on this loop, a plain one on its thread."""
         if inspect.iscoroutinefunction(function):
             return await function(*arguments, **named)
@@ -100,7 +109,7 @@ class Held(Model):
         close = getattr(self._thing, "aclose", None) or getattr(self._thing, "close", None)
         try:
             if callable(close):
-                await self.call(close)
+                await self._run_here(close)
         finally:
             await self._worker.close()
 
@@ -114,7 +123,7 @@ class Adapted(Held):
 
     def __init__(self, thing: object, spec: str) -> None:
         super().__init__(thing, spec)
-        self.info = ModelInfo(spec or type(thing).__name__, parallel=8)
+        self.info = ModelInfo(spec or type(thing).__name__, parallel=8, can=frozenset({"proxy"}))
 
     def stream(self, request: str | Messages | Request) -> Stream:
         """By the object's own ``stream``, else its ``generate`` as one chunk."""
@@ -124,13 +133,13 @@ class Adapted(Held):
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         streams = getattr(self._thing, "stream", None)
         if callable(streams) and not (request.whole and hasattr(self._thing, "generate")):
-            source = await self.call(streams, *_arguments(request), **_named(streams, request))
+            source = await self._run_here(streams, *_arguments(request), **_named(streams, request))
             async with aclosing(self._pieces(source)) as pieces:
                 async for piece in pieces:
                     yield str(piece)
             return
         generate: Callable[..., Any] = self._thing.generate  # type: ignore[attr-defined]
-        text = await self.call(generate, *_arguments(request), **_named(generate, request))
+        text = await self._run_here(generate, *_arguments(request), **_named(generate, request))
         if not isinstance(text, str):
             raise ProviderError(
                 f"{type(self._thing).__name__}.generate returned {type(text).__name__}, not str.",

@@ -70,6 +70,12 @@ class SetUpModel(Model):
         """The inner model's object."""
         return self._inner.raw
 
+    async def call(
+        self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        """The inner model's."""
+        return await self._inner.call(path, arguments, named)
+
     async def aclose(self) -> None:
         """Tear the handle down, once."""
         try:

@@ -6,7 +6,8 @@ weights. So a cell's ``Out``, ``_`` or a traceback that keeps a client keeps no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from nbproviders.core import engine as engines
 from nbproviders.core.completion import Completion
 from nbproviders.core.model import Model, ModelInfo, generate_all
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
+from nbproviders.core.proxy import Proxy
 from nbproviders.core.spec import split_options
 from nbproviders.core.streams import ClientStream, SyncStream
 from nbproviders.errors import ClosedError, InvalidRequestError, ProviderError, fresh
@@ -21,7 +23,7 @@ from nbproviders.errors import ClosedError, InvalidRequestError, ProviderError, 
 Prompt = str | Messages | Request
 
 
-class _Held:
+class _Held(ABC):
     """What both clients share: a model, a way to give it back, and the refusal after the end."""
 
     def __init__(
@@ -72,6 +74,19 @@ class _Held:
         if release is not None:
             release()
 
+    def __getattr__(self, name: str) -> Proxy:
+        # Only what is not found otherwise comes here: methods of a held resource, such as a client.
+        model = self.__dict__.get("_model")
+        if name.startswith("_") or model is None or "proxy" not in model.info.can:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return Proxy(self._carried, (name,))
+
+    @abstractmethod
+    def _carried(
+        self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        """Call a method of a held resource where it lives."""
+
     def _open(self) -> Model:
         __tracebackhide__ = True
         if self._release is None:
@@ -105,6 +120,12 @@ _REOPEN = "Open it again: async with provider.model(…) as m: …, or m = await
 
 class Client(_Held):
     """A model in a notebook or any async code. Every call may be awaited on any loop."""
+
+    def _carried(
+        self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        model = self._open()
+        return self._engine.call(lambda: model.call(path, arguments, named))
 
     async def generate(
         self,
@@ -199,6 +220,12 @@ class Client(_Held):
 
 class SyncClient(_Held):
     """The same calls, blocking: for scripts, threads and plain cells. Ctrl-C ends a call."""
+
+    def _carried(
+        self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        model = self._open()
+        return self._engine.wait(lambda: model.call(path, arguments, named))
 
     def generate(
         self,

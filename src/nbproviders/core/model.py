@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from nbproviders.core.completion import Chunk, Completion, Finish
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
-from nbproviders.errors import ClosedError, ProviderError
+from nbproviders.errors import ClosedError, ProviderError, UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,18 @@ class Model(ABC):
             async for _ in stream:
                 pass
             return stream.completion
+
+    async def call(
+        self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        """Call a method of the object underneath, by its path; only where ``info.can`` has ``proxy``.
+
+        Raises
+        ------
+        UnsupportedError
+            For a model that hands nothing through.
+        """
+        raise UnsupportedError(f"{self.info.spec} has no method {'.'.join(path)!r}.")
 
     @property
     def raw(self) -> object:

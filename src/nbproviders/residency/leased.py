@@ -78,6 +78,13 @@ class LeasedModel(Model):
         completion.spec = self._loader.spec.text
         return completion
 
+    async def call(
+        self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        """Call a method of a held resource under a hard lease."""
+        async with self._residency.using(self._loader) as model:
+            return await model.call(path, arguments, named)
+
     @property
     def raw(self) -> object:
         """The loaded object itself."""
