@@ -72,6 +72,14 @@ def settled(turns: int = 5) -> None:
         engine.default().wait(nothing, BOUND_S)
 
 
+def ends(name: str) -> bool:
+    """Whether every thread of this name ends by itself."""
+    threads = [thread for thread in threading.enumerate() if thread.name == name]
+    for thread in threads:
+        thread.join(BOUND_S)
+    return not any(thread.is_alive() for thread in threads)
+
+
 class ScriptedModel(Model):
     """Writes the prompt back word by word.
 

@@ -330,6 +330,7 @@ async def test_a_held_object_that_cannot_be_closed() -> None:
     with pytest.raises(ZeroDivisionError):
         await failing.aclose()
     assert isinstance(failing, Held)
+    failing._worker._thread.join(BOUND_S)
     assert not failing._worker._thread.is_alive()
 
 

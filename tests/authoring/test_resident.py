@@ -24,6 +24,7 @@ from tests.scripted import (
     Gate,
     ScriptedModel,
     ScriptedProvider,
+    ends,
     happened,
     joined,
     settled,
@@ -193,7 +194,7 @@ async def test_stop_during_a_load_leaves_nothing() -> None:
     while residency.residents():
         await engine.default().call(residency._admission.changed)
     assert Lab.models == []
-    assert "nbproviders-stopped" not in {thread.name for thread in threading.enumerate()}
+    assert ends("nbproviders-stopped")
     Lab.hold = None
     async with lab.model("stopped") as m:
         assert await m.generate("x") == "x"
@@ -262,7 +263,7 @@ async def test_a_failed_load_says_what_and_where() -> None:
     frames = [entry.name for entry in caught.traceback]
     assert "load" not in frames
     assert resident() == []
-    assert "nbproviders-a" not in {thread.name for thread in threading.enumerate()}
+    assert ends("nbproviders-a")
 
 
 async def test_a_load_that_raises_stop_iteration() -> None:

@@ -115,6 +115,8 @@ def test_request_of_a_request_keeps_what_is_not_said() -> None:
     again = as_request(first, seed=2)
     assert again.params == GenerationParams(seed=2, temperature=0.5)
     assert (again.chat, again.whole) == (False, True)
+    plain = as_request(as_request("hi"), raw=True)
+    assert (plain.chat, plain.whole) == (False, False)
 
 
 def test_params_may_be_a_mapping() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nbproviders.core.spec import (
@@ -43,6 +43,8 @@ def test_text_and_back(model: str, options: dict[str, Any]) -> None:
 
 
 @given(options=st.dictionaries(option_names, values, max_size=4))
+@example(options={"a": " "})
+@example(options={"a": "x "})
 def test_options_keep_their_types(options: dict[str, Any]) -> None:
     """A number comes back as a number, and the text of a number as text."""
     spec = ModelSpec.of("echo", "m", options)

@@ -47,6 +47,37 @@ async def test_idle_models_leave_for_a_new_one() -> None:
 
 
 @in_virtual_time
+async def test_a_victim_that_is_used_meanwhile_stays() -> None:
+    """While one victim closes another may be taken into use: it is no victim any more."""
+    closing, using = Gate(), Gate()
+
+    class Slow(ScriptedModel):
+        async def aclose(self) -> None:
+            await closing.passed()
+            await super().aclose()
+
+    home = house(100)
+    loaders = [
+        ScriptedLoader(n, needs=50, make=lambda: Slow(memory_bytes={"gpu": 50})) for n in "ab"
+    ]
+    await resident(home, *loaders)
+    asking = start(home.lease(ScriptedLoader("big", needs=100)))
+    await turns()
+    [stays] = [loader for loader in loaders if home.lease_now(loader)]
+    running = start(operate(home, stays, using))
+    await turns()
+    closing.open()
+    await asyncio.sleep(1)
+    assert home.find(stays.key) is not None
+    assert home.lease_now(stays) is not None
+    assert stays.model.closed == 0
+    using.open()
+    await running
+    (await asking).release()
+    assert specs(home) == {"big"}
+
+
+@in_virtual_time
 async def test_a_model_with_an_open_handle_leaves_last_and_comes_back() -> None:
     """An open handle is no claim for ever: its next use loads again."""
     home = house(100)

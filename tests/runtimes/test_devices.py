@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from nbproviders.errors import ConfigurationError
@@ -30,6 +32,29 @@ def test_the_cpu_can_always_be_read() -> None:
     reading = memory.reading("cpu")
     assert reading is not None
     assert 0 < reading.free_bytes <= reading.total_bytes
+
+
+def test_small_work_takes_one_core_of_this_thread_alone() -> None:
+    """Small work is done by one core; other threads, there and to come, keep all of torch's."""
+    everything = torch.get_num_threads()
+    seen: dict[str, int] = {}
+
+    def small_then_large() -> None:
+        devices.suit_threads(1_000)
+        seen["small"] = torch.get_num_threads()
+        devices.suit_threads(10**12)
+        seen["large"] = torch.get_num_threads()
+        devices.suit_threads(1_000)
+
+    def later() -> None:
+        seen["later"] = torch.get_num_threads()
+
+    for work in (small_then_large, later):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert seen == {"small": 1, "large": everything, "later": everything}
+    assert torch.get_num_threads() == everything
 
 
 @pytest.mark.gpu

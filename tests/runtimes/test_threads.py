@@ -93,7 +93,8 @@ async def test_closing_lets_queued_jobs_end() -> None:
     await asyncio.gather(worker.close(), worker.close())
     await asyncio.gather(*jobs)
     assert done == list(range(5))
-    assert not worker._thread.is_alive() or worker._ended
+    worker._thread.join(BOUND_S)
+    assert not worker._thread.is_alive()
     await worker.close()
     with pytest.raises(ClosedError, match="closed"):
         await worker.run(print)
@@ -112,12 +113,12 @@ async def test_an_idle_thread_keeps_nothing() -> None:
 
     class Weights: ...
 
-    worker, weights = Worker("lab"), Weights()
-    kept = weakref.ref(weights)
+    worker, weights, gone = Worker("lab"), Weights(), threading.Event()
+    kept = weakref.ref(weights, lambda _: gone.set())
     await worker.run(lambda w: None, weights)
     del weights
-    await worker.run(lambda: None)
     gc.collect()
+    await happened(gone)
     assert kept() is None
     await worker.close()
 

@@ -12,7 +12,7 @@ from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.errors import InvalidRequestError, ProviderError, foreign, fresh, mapped
 from nbproviders.runtimes import decoding
 from nbproviders.runtimes.batching import Batcher, Ticket
-from nbproviders.runtimes.devices import release_cached
+from nbproviders.runtimes.devices import release_cached, suit_threads
 from nbproviders.runtimes.threads import Worker
 
 _UNBOUNDED_TOKENS = 1_000_000  # tokenizers say 1e30 for "no limit"
@@ -55,7 +55,8 @@ class TransformersModel(Model):
         self._temperature = float(own.temperature or 1.0) if own.do_sample else 0.0
         # Padding and batch size change float sums; only float32 on a CPU gave equal texts throughout.
         self._exact = model.dtype is torch.float32 and model.device.type == "cpu"
-        limit = parallel or _parallel(model)
+        self._parameters = sum(p.numel() for p in model.parameters())
+        limit = parallel or _parallel(self._parameters)
         self._batcher = Batcher(worker, self._run_batch, limit)
         self._closed = False
         can = {"chat"} if getattr(tokenizer, "chat_template", None) else set()
@@ -120,6 +121,8 @@ class TransformersModel(Model):
                 ticket.fail(fresh(failure))
 
     def _generate(self, rows: list[decoding.Row]) -> None:
+        if self._model.device.type == "cpu":
+            suit_threads(self._parameters * len(rows))
         invariant = self._exact or rows[0].ticket.request.alone
         batch = decoding.Batch(rows, self._tokenizer, self._eos_ids, invariant)
         config = decoding.plain_config(self._model, self._pad_id, self._eos_ids)
@@ -212,9 +215,8 @@ def context_tokens(config: Any, tokenizer: Any = None) -> int | None:
     return int(limit) if limit is not None and limit < _UNBOUNDED_TOKENS else None
 
 
-def _parallel(model: Any) -> int:
+def _parallel(parameters: int) -> int:
     """Choose a batch size: small models gain from large batches, large ones fill the machine sooner."""
-    parameters = sum(p.numel() for p in model.parameters())
     return 128 if parameters < 100e6 else 32 if parameters < 3e9 else 16
 
 
