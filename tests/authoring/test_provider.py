@@ -275,6 +275,36 @@ async def test_a_dropped_client_gives_its_lease_back() -> None:
     assert residencies.default().handles(key) == 0
 
 
+async def test_stop_frees_the_caller_and_holds_the_model() -> None:
+    """After Stop the cell goes on at once; the hard lease ends when the author's thread does."""
+    started, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Thing):
+        def generate(self, prompt: str) -> str:
+            started.set()
+            go_on.wait(BOUND_S)
+            ended.set()
+            return prompt
+
+    class Shop(Shelf):
+        async def setup(self, resource_spec: str, **config: Any) -> ModelHandle:
+            return ModelHandle("id", Slow(resource_spec), self)
+
+    async with Shop().model("a") as m:
+        call = asyncio.ensure_future(m.generate("x"))
+        await asyncio.to_thread(started.wait, BOUND_S)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert not ended.is_set()
+        settled()
+        running = residencies.default().residents()[0].running
+        go_on.set()
+        assert await m.generate("next") == "next"
+        settled()
+        assert (running, residencies.default().residents()[0].running) == (1, 0)
+
+
 async def test_what_is_set_up_in_vain_is_torn_down() -> None:
     """A setup whose handle holds nothing usable fails, and its resource is not left behind."""
 

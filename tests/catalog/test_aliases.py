@@ -85,3 +85,11 @@ def test_a_bad_alias_in_code(arguments: tuple[str, ...], named: dict[str, str]) 
     with pytest.raises(ConfigurationError, match="needs a name and at least one target"):
         nbp.alias(*arguments, **named)
     assert aliases.resolve("x", "echo") == "x"
+
+
+def test_an_alias_for_one_provider_leaves_the_others() -> None:
+    """Naming a model for one provider does not hide what it means for another."""
+    before = aliases.resolve("demo-m", "transformers")
+    aliases.alias("demo-m", echo="loud")
+    assert aliases.resolve("demo-m", "echo") == "loud"
+    assert aliases.resolve("demo-m", "transformers") == before != "demo-m"

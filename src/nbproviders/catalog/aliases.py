@@ -88,7 +88,12 @@ def known() -> dict[str, Targets]:
         read = {name: _targets(name, value) for name, value in section("aliases").items()}
         with _lock:
             _user = read
-    return {**_shipped(), **_user, **_made}
+    found: dict[str, Targets] = {}
+    for table in (_shipped(), _user, _made):
+        for name, targets in table.items():
+            # One meant for every provider replaces what was; single providers leave the others.
+            found[name] = targets if ANY in targets else {**found.get(name, {}), **targets}
+    return found
 
 
 @cache

@@ -18,7 +18,7 @@ from nbproviders.core import engine
 from nbproviders.core.completion import Completion
 from nbproviders.core.model import Model, generate_all
 from nbproviders.core.params import GenerationParams, Request
-from nbproviders.errors import ConfigurationError, InvalidRequestError, ProviderError, mapped
+from nbproviders.errors import ConfigurationError, InvalidRequestError, ProviderError
 
 DEFAULTS = {"temperature": 0.0, "max_tokens": 256}
 _SHOW_AFTER_S = 0.5
@@ -235,7 +235,7 @@ async def _generate(
 ) -> None:
     """Run one model's cells, on the engine."""
     async with _opened(contender) as model:
-        await generate_all(_Shielded(model), requests, on_done)
+        await generate_all(model, requests, on_done)
 
 
 @asynccontextmanager
@@ -249,26 +249,6 @@ async def _opened(contender: Contender) -> AsyncIterator[Model]:
         raise ConfigurationError(f"The model {contender.spec!r} cannot be opened.")
     async with contender.context as client:
         yield client.waist
-
-
-class _Shielded(Model):
-    """A model whose failures, whatever their kind, are ours: one cell's bug is not another's."""
-
-    def __init__(self, inner: Model) -> None:
-        self._inner = inner
-        self.info = inner.info
-
-    def stream(self, request: Any) -> Any:
-        return self._inner.stream(request)
-
-    async def generate(
-        self, prompt: Any, params: GenerationParams | None = None, **overrides: Any
-    ) -> Completion:
-        with mapped(self.info.spec):
-            return await self._inner.generate(prompt, params, **overrides)
-
-    async def aclose(self) -> None:
-        return None
 
 
 class _Bar:

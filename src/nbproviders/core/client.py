@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from nbproviders.core import engine as engines
 from nbproviders.core.completion import Completion
-from nbproviders.core.model import Model, ModelInfo, generate_all
+from nbproviders.core.model import Model, ModelInfo, answer, generate_all
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.proxy import Proxy
 from nbproviders.core.spec import split_options
@@ -156,7 +156,7 @@ class Client(_Held):
             self._open(),
             as_request(prompt, params, raw=raw, whole=True, **overrides),
         )
-        return await self._engine.call(lambda: model.generate(request))
+        return await self._engine.call(lambda: answer(model, request))
 
     async def generate_many(
         self,
@@ -242,7 +242,7 @@ class SyncClient(_Held):
             self._open(),
             as_request(prompt, params, raw=raw, whole=True, **overrides),
         )
-        return self._engine.wait(lambda: model.generate(request), timeout_s)
+        return self._engine.wait(lambda: answer(model, request), timeout_s)
 
     def generate_many(
         self,

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from nbproviders.core.completion import Chunk, Completion, Finish
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
-from nbproviders.errors import ClosedError, ProviderError, UnsupportedError
+from nbproviders.errors import ClosedError, ProviderError, UnsupportedError, mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +172,12 @@ class Model(ABC):
         return self
 
 
+async def answer(model: Model, request: Request) -> Completion:
+    """Return the completion of one request; whatever the model raises is one of our errors."""
+    with mapped(model.info.spec):
+        return await model.generate(request)
+
+
 async def generate_all(
     model: Model,
     requests: Sequence[Request],
@@ -200,7 +206,7 @@ async def generate_all(
         for place, request in waiting:
             outcome: Completion | ProviderError
             try:
-                outcome = await model.generate(request)
+                outcome = await answer(model, request)
             except ProviderError as error:
                 outcome = error
             results[place] = outcome

@@ -191,7 +191,8 @@ def _write(value: Any) -> str:
         text = value
     else:
         text = json.dumps(value, separators=(",", ":"), sort_keys=True, default=str)
-    return quote(text, safe='/:,.[]{}"@~ +*()!$;\\')
+    written = quote(text, safe='/:,.[]{}"@~ +*()!$;\\')
+    return _END_BLANKS.sub(lambda blanks: quote(blanks[0]), written)
 
 
 @dataclass(frozen=True, slots=True)
