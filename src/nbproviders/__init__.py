@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nbproviders.core.completion import Chunk, Completion, Usage
     from nbproviders.core.params import GenerationParams
     from nbproviders.core.spec import ModelSpec, ResourceKey
+    from nbproviders.core.tokens import Score, Token
     from nbproviders.errors import (
         AuthenticationError,
         ClosedError,
@@ -63,6 +64,7 @@ _HOMES = {
     "core.completion": ("Chunk", "Completion", "Usage"),
     "core.params": ("GenerationParams",),
     "core.spec": ("ModelSpec", "ResourceKey"),
+    "core.tokens": ("Score", "Token"),
     "errors": (
         "AuthenticationError",
         "ClosedError",

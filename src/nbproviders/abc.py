@@ -13,6 +13,7 @@ from nbproviders.core.completion import Chunk, Completion, Finish, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Message, Request, as_request
 from nbproviders.core.spec import ModelSpec, ResourceKey
+from nbproviders.core.tokens import KnowsTokens, Score, Token
 from nbproviders.residency.entry import Progress
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Completion",
     "Finish",
     "GenerationParams",
+    "KnowsTokens",
     "Message",
     "Model",
     "ModelHandle",
@@ -32,7 +34,9 @@ __all__ = [
     "ResidentProvider",
     "ResourceHandle",
     "ResourceKey",
+    "Score",
     "Stream",
+    "Token",
     "Usage",
     "WeightsProvider",
     "adapt",

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 
+import nbproviders as nbp
 from nbproviders.core.params import Request
 from nbproviders.errors import ClosedError, ProviderError
 from nbproviders.residency.entry import State
@@ -117,3 +118,14 @@ async def test_raw_is_there_while_the_model_is() -> None:
         _ = model.raw
     await model.generate("x")
     assert model.raw is loader.model
+
+
+async def test_asking_a_model_for_tokens_it_cannot_tell_is_an_error() -> None:
+    """Loaded first, then refused: not an empty list in silence."""
+    with nbp.model("echo:echo") as m:
+        with pytest.raises(nbp.UnsupportedError, match="probability of each token"):
+            m.generate("a b", logprobs=True)
+        with pytest.raises(nbp.UnsupportedError, match="may come next"):
+            m.next_tokens("a b")
+        with pytest.raises(nbp.UnsupportedError, match="probability of each token"):
+            list(m.stream("a b", logprobs=True))

@@ -9,16 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from nbproviders.core import engine as engines
 from nbproviders.core.completion import Completion
-from nbproviders.core.model import Model, ModelInfo, answer, generate_all
+from nbproviders.core.model import Model, ModelInfo, answer, generate_all, next_tokens, score
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.proxy import Proxy
 from nbproviders.core.spec import split_options
 from nbproviders.core.streams import ClientStream, SyncStream
+from nbproviders.core.tokens import Score, token_frame
 from nbproviders.errors import ClosedError, InvalidRequestError, ProviderError, fresh
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Prompt = str | Messages | Request
 
@@ -96,14 +100,14 @@ class _Held(ABC):
         return self._model
 
     def _requests(
-        self, prompts: Iterable[Prompt], params: GenerationParams | None, raw: bool, options: Any
+        self, prompts: Iterable[Prompt], params: GenerationParams | None, options: Any
     ) -> list[Request]:
         if isinstance(prompts, str):
             raise InvalidRequestError(
                 f"generate_many takes a list of prompts, not one str: {prompts!r:.60}",
                 hint="Write generate_many([prompt]), or generate(prompt).",
             )
-        requests = [as_request(p, params, raw=raw, whole=True, **options) for p in prompts]
+        requests = [as_request(p, params, whole=True, **options) for p in prompts]
         if not requests:
             raise InvalidRequestError(
                 "An empty list of prompts has nothing to generate.", hint="Give at least one."
@@ -133,6 +137,7 @@ class Client(_Held):
         params: GenerationParams | None = None,
         *,
         raw: bool = False,
+        logprobs: bool = False,
         **overrides: Any,
     ) -> Completion:
         """Return the completion of one prompt.
@@ -145,6 +150,8 @@ class Client(_Held):
             How to generate; `overrides` such as ``temperature=0`` replace single fields.
         raw
             Take text as it stands, without the chat template.
+        logprobs
+            Tell each token with its probability, in the completion's ``tokens``.
 
         Raises
         ------
@@ -152,10 +159,8 @@ class Client(_Held):
             One of its kinds; nothing else.
         """
         __tracebackhide__ = True
-        model, request = (
-            self._open(),
-            as_request(prompt, params, raw=raw, whole=True, **overrides),
-        )
+        model = self._open()
+        request = as_request(prompt, params, raw=raw, whole=True, logprobs=logprobs, **overrides)
         return await self._engine.call(lambda: answer(model, request))
 
     async def generate_many(
@@ -164,6 +169,7 @@ class Client(_Held):
         params: GenerationParams | None = None,
         *,
         raw: bool = False,
+        logprobs: bool = False,
         **overrides: Any,
     ) -> list[Completion]:
         """Return the completions of many prompts, in their order, batched.
@@ -174,7 +180,8 @@ class Client(_Held):
             The first failure, after all have ended. `nbproviders.compare` isolates failures.
         """
         __tracebackhide__ = True
-        model, requests = self._open(), self._requests(prompts, params, raw, overrides)
+        told = {"raw": raw, "logprobs": logprobs, **overrides}
+        model, requests = self._open(), self._requests(prompts, params, told)
         return _all_good(await self._engine.call(lambda: generate_all(model, requests)))
 
     async def chat(
@@ -195,11 +202,66 @@ class Client(_Held):
         params: GenerationParams | None = None,
         *,
         raw: bool = False,
+        logprobs: bool = False,
         **overrides: Any,
     ) -> ClientStream:
         """Return the completion as it is written: ``async for chunk in m.stream(prompt)``."""
-        request = as_request(prompt, params, raw=raw, **overrides)
+        request = as_request(prompt, params, raw=raw, logprobs=logprobs, **overrides)
         return ClientStream(self._open(), request, self._engine)
+
+    async def next_tokens(self, prompt: Prompt, k: int = 10, *, raw: bool = False) -> pd.DataFrame:
+        """Return the tokens that may come next, most likely first.
+
+        Parameters
+        ----------
+        prompt
+            As for `generate`.
+        k
+            How many; at most as many as the model has.
+        raw
+            Take text as it stands, without the chat template.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``token``, ``id``, ``probability`` and ``logprob`` (natural), from the model's own distribution:
+            no temperature, no sampler.
+
+        Raises
+        ------
+        UnsupportedError
+            If this kind of model does not tell.
+        """
+        __tracebackhide__ = True
+        model, request = self._open(), as_request(prompt, raw=raw)
+        found = await self._engine.call(lambda: next_tokens(model, request, k))
+        return token_frame(found, self.spec)
+
+    async def score(self, prompt: Prompt, continuation: str, *, raw: bool = False) -> Score:
+        """Return how likely the model finds a given continuation, token by token.
+
+        Parameters
+        ----------
+        prompt
+            As for `generate`.
+        continuation
+            What comes after it.
+        raw
+            Take text as it stands, without the chat template.
+
+        Returns
+        -------
+        Score
+            ``tokens``, ``total`` (natural logarithm), ``perplexity``, and all of it as ``frame``.
+
+        Raises
+        ------
+        UnsupportedError
+            If this kind of model does not tell.
+        """
+        __tracebackhide__ = True
+        model, request = self._open(), as_request(prompt, raw=raw)
+        return await self._engine.call(lambda: score(model, request, continuation))
 
     async def aclose(self) -> None:
         """The same as `close`, for ``contextlib.aclosing``."""
@@ -233,15 +295,14 @@ class SyncClient(_Held):
         params: GenerationParams | None = None,
         *,
         raw: bool = False,
+        logprobs: bool = False,
         timeout_s: float | None = None,
         **overrides: Any,
     ) -> Completion:
         """Return the completion of one prompt; see `Client.generate`."""
         __tracebackhide__ = True
-        model, request = (
-            self._open(),
-            as_request(prompt, params, raw=raw, whole=True, **overrides),
-        )
+        model = self._open()
+        request = as_request(prompt, params, raw=raw, whole=True, logprobs=logprobs, **overrides)
         return self._engine.wait(lambda: answer(model, request), timeout_s)
 
     def generate_many(
@@ -250,12 +311,14 @@ class SyncClient(_Held):
         params: GenerationParams | None = None,
         *,
         raw: bool = False,
+        logprobs: bool = False,
         timeout_s: float | None = None,
         **overrides: Any,
     ) -> list[Completion]:
         """Return the completions of many prompts; see `Client.generate_many`."""
         __tracebackhide__ = True
-        model, requests = self._open(), self._requests(prompts, params, raw, overrides)
+        told = {"raw": raw, "logprobs": logprobs, **overrides}
+        model, requests = self._open(), self._requests(prompts, params, told)
         return _all_good(self._engine.wait(lambda: generate_all(model, requests), timeout_s))
 
     def chat(
@@ -277,6 +340,7 @@ class SyncClient(_Held):
         params: GenerationParams | None = None,
         *,
         raw: bool = False,
+        logprobs: bool = False,
         timeout_s: float | None = None,
         **overrides: Any,
     ) -> SyncStream:
@@ -284,8 +348,30 @@ class SyncClient(_Held):
 
         `timeout_s` bounds the wait for each next chunk.
         """
-        request = as_request(prompt, params, raw=raw, **overrides)
+        request = as_request(prompt, params, raw=raw, logprobs=logprobs, **overrides)
         return SyncStream(self._open(), request, self._engine, timeout_s)
+
+    def next_tokens(
+        self, prompt: Prompt, k: int = 10, *, raw: bool = False, timeout_s: float | None = None
+    ) -> pd.DataFrame:
+        """Return the tokens that may come next; see `Client.next_tokens`."""
+        __tracebackhide__ = True
+        model, request = self._open(), as_request(prompt, raw=raw)
+        found = self._engine.wait(lambda: next_tokens(model, request, k), timeout_s)
+        return token_frame(found, self.spec)
+
+    def score(
+        self,
+        prompt: Prompt,
+        continuation: str,
+        *,
+        raw: bool = False,
+        timeout_s: float | None = None,
+    ) -> Score:
+        """Return how likely the model finds a given continuation; see `Client.score`."""
+        __tracebackhide__ = True
+        model, request = self._open(), as_request(prompt, raw=raw)
+        return self._engine.wait(lambda: score(model, request, continuation), timeout_s)
 
     def __enter__(self) -> Self:
         self._open()

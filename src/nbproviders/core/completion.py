@@ -9,20 +9,30 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from nbproviders.core.params import GenerationParams
+from nbproviders.core.tokens import Token
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request, as the model itself counted them."""
+    """Tokens of one request, as the model itself counted them.
+
+    Attributes
+    ----------
+    prompt_tokens, completion_tokens
+        Tokens that went in, and that came out.
+    cached_tokens
+        How many of the prompt's were known from an earlier request and not computed again.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
-        """Both together."""
+        """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
 
 
@@ -49,6 +59,8 @@ class Finish:
         Whether the text is guaranteed to be the same alone and in any batch.
     reasoning
         Text the model wrote for itself; never part of the completion.
+    tokens
+        Each token with its probability, if the request asked for ``logprobs``.
     """
 
     reason: FinishReason = "stop"
@@ -60,6 +72,7 @@ class Finish:
     chat: bool = False
     batch_invariant: bool = True
     reasoning: str = ""
+    tokens: tuple[Token, ...] = ()
 
 
 class Chunk(str):
@@ -89,6 +102,8 @@ class Completion(str):
         Whether the text is guaranteed to be the same alone and in any batch.
     reasoning
         Text the model wrote for itself; not scored.
+    tokens
+        Each token with its probability (`Token`); empty unless asked for by ``logprobs=True``.
     """
 
     usage: Usage
@@ -101,6 +116,7 @@ class Completion(str):
     chat: bool
     batch_invariant: bool
     reasoning: str
+    tokens: tuple[Token, ...]
 
     def __new__(
         cls,
@@ -125,6 +141,7 @@ class Completion(str):
         self.chat = end.chat
         self.batch_invariant = end.batch_invariant
         self.reasoning = end.reasoning
+        self.tokens = end.tokens
         return self
 
     @property

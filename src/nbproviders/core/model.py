@@ -16,7 +16,14 @@ from typing import Any, Self
 
 from nbproviders.core.completion import Chunk, Completion, Finish
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
-from nbproviders.errors import ClosedError, ProviderError, UnsupportedError, mapped
+from nbproviders.core.tokens import KnowsTokens, Score, Token
+from nbproviders.errors import (
+    ClosedError,
+    InvalidRequestError,
+    ProviderError,
+    UnsupportedError,
+    mapped,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,9 @@ class ModelInfo:
     context_tokens
         Most tokens of prompt and completion together; None if unknown.
     can
-        Names of further capabilities, such as ``chat``, ``next_tokens``, ``score``.
+        Names of further capabilities: ``chat``, ``next_tokens``, ``score``, ``logprobs``, ``proxy``.
+    notes
+        What a person should know of how it was loaded, such as an optimisation that stepped back and why.
     """
 
     spec: str
@@ -42,6 +51,7 @@ class ModelInfo:
     memory_bytes: dict[str, int] = field(default_factory=dict)
     context_tokens: int | None = None
     can: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 class Stream:
@@ -170,6 +180,63 @@ class Model(ABC):
     def raw(self) -> object:
         """The object underneath: a transformers model, an SDK's client; the model itself if none."""
         return self
+
+
+def tokens_of(model: Model, ability: str) -> KnowsTokens:
+    """Return a model as one that tells the probabilities of tokens.
+
+    Raises
+    ------
+    UnsupportedError
+        If it cannot do that, naming the providers' kinds that can.
+    """
+    if ability in model.info.can and isinstance(model, KnowsTokens):
+        return model
+    raise UnsupportedError(
+        f"{model.info.spec} cannot tell {_ABILITIES[ability]}.",
+        hint="Models of transformers and llama-cpp can.",
+    )
+
+
+_ABILITIES = {
+    "next_tokens": "which tokens may come next",
+    "score": "how likely a given text is",
+    "logprobs": "the probability of each token it writes",
+}
+
+
+async def next_tokens(model: Model, request: Request, k: int) -> tuple[Token, ...]:
+    """Return the `k` most likely next tokens after a prompt; see `KnowsTokens`.
+
+    Raises
+    ------
+    InvalidRequestError
+        If `k` is no whole number of at least 1.
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise InvalidRequestError(f"k={k!r} must be a whole number, at least 1.")
+    # A leased model may not be loaded yet and cannot say what it can: it asks by itself.
+    able = model if isinstance(model, KnowsTokens) else tokens_of(model, "next_tokens")
+    with mapped(model.info.spec):
+        return await able.next_tokens(request, k)
+
+
+async def score(model: Model, request: Request, continuation: str) -> Score:
+    """Return how likely a continuation of a prompt is; see `KnowsTokens`.
+
+    Raises
+    ------
+    InvalidRequestError
+        If the continuation is no text, or empty.
+    """
+    if not isinstance(continuation, str) or not continuation:
+        raise InvalidRequestError(
+            f"A continuation is a str with something in it, not {continuation!r:.60}",
+            hint="Write m.score(prompt, continuation).",
+        )
+    able = model if isinstance(model, KnowsTokens) else tokens_of(model, "score")
+    with mapped(model.info.spec):
+        return await able.score(request, str(continuation))
 
 
 async def answer(model: Model, request: Request) -> Completion:

@@ -128,6 +128,8 @@ class Request:
         The caller reads only the end: a backend may save itself the chunks between.
     alone
         Never batch it with others, so that its text cannot depend on them.
+    logprobs
+        Tell each token of the completion with its probability.
     """
 
     prompt: str | tuple[Message, ...]
@@ -135,6 +137,7 @@ class Request:
     chat: bool | None = None
     whole: bool = False
     alone: bool = False
+    logprobs: bool = False
 
 
 def as_request(
@@ -143,6 +146,7 @@ def as_request(
     *,
     raw: bool = False,
     whole: bool = False,
+    logprobs: bool = False,
     **overrides: Any,
 ) -> Request:
     """Return what a caller wrote as a `Request`, checked.
@@ -156,7 +160,11 @@ def as_request(
         base = prompt.params if params is None else params
         chat = False if raw else prompt.chat
         return replace(
-            prompt, params=base.merged(**overrides), chat=chat, whole=whole or prompt.whole
+            prompt,
+            params=base.merged(**overrides),
+            chat=chat,
+            whole=whole or prompt.whole,
+            logprobs=logprobs or prompt.logprobs,
         )
     if params is not None and not isinstance(params, GenerationParams):
         if not isinstance(params, Mapping):
@@ -166,7 +174,8 @@ def as_request(
             )
         params = GenerationParams(**params)
     merged = (params or GenerationParams()).merged(**overrides)
-    return Request(_checked(prompt), merged, False if raw else None, whole)
+    chat = False if raw else None
+    return Request(_checked(prompt), merged, chat, whole, logprobs=logprobs)
 
 
 def _checked(prompt: object) -> str | tuple[Message, ...]:

@@ -140,6 +140,8 @@ class Resident:
         Share of the load that is done; None if unknown or not loading.
     key
         The key's digest.
+    notes
+        What its loading tells, such as an optimisation that stepped back and why.
     """
 
     spec: str
@@ -152,6 +154,7 @@ class Resident:
     load_s: float
     progress: float | None
     key: str
+    notes: tuple[str, ...] = ()
 
 
 def ledger(residents: Sequence[Resident]) -> str:

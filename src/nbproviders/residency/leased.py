@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from nbproviders.core.completion import Completion, Finish
-from nbproviders.core.model import Model, ModelInfo, Stream
+from nbproviders.core.model import Model, ModelInfo, Stream, tokens_of
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
+from nbproviders.core.tokens import Score, Token
 from nbproviders.errors import ClosedError
 from nbproviders.residency.entry import Lease, Loader
 from nbproviders.residency.residency import Residency
@@ -60,10 +61,12 @@ class LeasedModel(Model):
         return Stream(self._run(asked), asked, self._loader.spec.text)
 
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
-        async with self._residency.using(self._loader) as model, model.stream(request) as inner:
-            async for chunk in inner:
-                yield chunk
-            yield _finish(inner.completion)
+        async with self._residency.using(self._loader) as model:
+            _require_logprobs(model, request)
+            async with model.stream(request) as inner:
+                async for chunk in inner:
+                    yield chunk
+                yield _finish(inner.completion)
 
     async def generate(
         self,
@@ -74,9 +77,22 @@ class LeasedModel(Model):
         """Generate under a hard lease. Not by way of `stream`: two streams for one text cost time."""
         request = self._asked(prompt, params=params, whole=True, **overrides)
         async with self._residency.using(self._loader) as model:
+            _require_logprobs(model, request)
             completion = await model.generate(request)
         completion.spec = self._loader.spec.text
         return completion
+
+    async def next_tokens(self, request: Request, k: int) -> tuple[Token, ...]:
+        """The loaded model's, under a hard lease."""
+        async with self._residency.using(self._loader) as model:
+            return await tokens_of(model, "next_tokens").next_tokens(self._asked(request), k)
+
+    async def score(self, request: Request, continuation: str) -> Score:
+        """The loaded model's, under a hard lease."""
+        async with self._residency.using(self._loader) as model:
+            asked = self._asked(request)
+            found = await tokens_of(model, "score").score(asked, continuation)
+        return replace(found, spec=self._loader.spec.text)
 
     async def call(
         self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
@@ -99,6 +115,12 @@ class LeasedModel(Model):
         """Nothing: the lease is its holder's to give back."""
 
 
+def _require_logprobs(model: Model, request: Request) -> None:
+    """Refuse rather than leave the tokens out in silence."""
+    if request.logprobs:
+        tokens_of(model, "logprobs")
+
+
 def _finish(completion: Completion) -> Finish:
     return Finish(
         reason=completion.finish,
@@ -110,6 +132,7 @@ def _finish(completion: Completion) -> Finish:
         chat=completion.chat,
         batch_invariant=completion.batch_invariant,
         reasoning=completion.reasoning,
+        tokens=completion.tokens,
     )
 
 

@@ -334,6 +334,7 @@ class Residency:
             load_s=entry.load_s,
             progress=entry.progress.fraction if loading else None,
             key=entry.key.digest,
+            notes=entry.model.info.notes if entry.model is not None else (),
         )
 
     def find(self, key: ResourceKey) -> Entry | None:
