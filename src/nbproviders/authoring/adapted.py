@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from nbproviders.core.completion import Completion, Finish
@@ -95,24 +94,11 @@ class Held(Model):
             function = getattr(function, name)
         return await self._run_here(function, *arguments, **named)
 
-    async def _on_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run on the thread; cancelled, end when the thread has let go: until then it is in use."""
-        work = asyncio.ensure_future(self._worker.run(function, *arguments))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            while not work.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait({work})
-            if not work.cancelled():
-                work.exception()  # seen: nobody else will ask
-            raise
-
     async def _run_here(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Call a function of the object: a coroutine on this loop, a plain one on its thread."""
         if inspect.iscoroutinefunction(function):
             return await function(*arguments, **named)
-        result = await self._on_thread(lambda: function(*arguments, **named))
+        result = await self._worker.run_to_end(lambda: function(*arguments, **named))
         return await result if inspect.isawaitable(result) else result
 
     async def aclose(self) -> None:
@@ -173,13 +159,13 @@ class Adapted(Held):
                 if hasattr(source, "aclose"):
                     await source.aclose()
             return
-        iterator: Iterator[object] = await self._on_thread(iter, source)
+        iterator: Iterator[object] = await self._worker.run_to_end(iter, source)
         try:
-            while (piece := await self._on_thread(next, iterator, _END)) is not _END:
+            while (piece := await self._worker.run_to_end(next, iterator, _END)) is not _END:
                 yield piece
         finally:
             if hasattr(iterator, "close"):
-                await self._on_thread(iterator.close)
+                await self._worker.run_to_end(iterator.close)
 
 
 def _arguments(request: Request) -> tuple[Any, ...]:

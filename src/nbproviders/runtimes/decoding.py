@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nbproviders.core.completion import Finish, FinishReason, Usage
-from nbproviders.core.params import GenerationParams
-from nbproviders.runtimes.batching import Ticket
+from nbproviders.core.completion import FinishReason
+from nbproviders.core.tokens import Token
+from nbproviders.runtimes.probabilities import token_text
+from nbproviders.runtimes.rows import Row
 from nbproviders.runtimes.sampling import Draw, Sampler
 
 if TYPE_CHECKING:
@@ -21,50 +20,6 @@ PREFILL_CHUNK_TOKENS = 512
 
 class Abandoned(Exception):
     """Every row of the batch was cancelled while it was being computed."""
-
-
-@dataclass(slots=True)
-class Row:
-    """One request on its way through a batch.
-
-    Attributes
-    ----------
-    ticket
-        Where its text goes.
-    ids
-        Prompt tokens.
-    params
-        Effective parameters: temperature, top_p, max_tokens and seed are given.
-    chat
-        Whether the prompt went through the chat template.
-    """
-
-    ticket: Ticket
-    ids: list[int]
-    params: GenerationParams
-    chat: bool
-    sent: int = 0
-    text: str = ""
-    from_id: int = 0
-    to_id: int = 0
-    ended: bool = False
-    new_ids: list[int] = field(default_factory=list)
-
-
-def effective(params: GenerationParams, default_temperature: float, room: int) -> GenerationParams:
-    """Return the parameters with every default filled in, and a seed drawn if one is needed."""
-    temperature = default_temperature if params.temperature is None else params.temperature
-    seed = params.seed
-    if temperature > 0 and seed is None:
-        seed = secrets.randbelow(2**31)
-    return params.model_copy(
-        update={
-            "temperature": temperature,
-            "top_p": 1.0 if params.top_p is None else params.top_p,
-            "max_tokens": min(params.max_tokens or room, room),
-            "seed": seed,
-        }
-    )
 
 
 class Batch:
@@ -89,67 +44,55 @@ class Batch:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._batch_invariant = batch_invariant
-        self._began_s = time.perf_counter()
-        self._first_s: float | None = None
-        self._start: int | None = None
-        self._watched = [row for row in rows if row.params.stop or not row.ticket.request.whole]
-        self._ended = 0
+        self._watched = [row for row in rows if row.watched]
+        self._logits: torch.Tensor | None = None
+        began_s = time.perf_counter()
+        for row in rows:
+            row.began_s = began_s
 
     def check(self, *_: object, **__: object) -> None:
         """Raise `Abandoned` if nobody wants any row; a forward hook calls it at each chunk."""
         if all(row.ticket.cancelled or row.ended for row in self.rows):
             raise Abandoned
 
+    def keep(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Keep the logits of this step, ``(rows, vocabulary)``, as they came from the model."""
+        self._logits = scores
+        return scores
+
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
         """Return which rows are done, ``(rows,) bool``, after each new token."""
         import torch
 
         now_s = time.perf_counter()
-        if self._first_s is None:
-            self._first_s, self._start = now_s, input_ids.shape[1] - 1
-        assert self._start is not None
-        count = input_ids.shape[1] - self._start
-        last = input_ids[:, -1].tolist()
         finished: list[tuple[Row, FinishReason]] = []
-        for row, token in zip(self.rows, last, strict=True):
+        for place, (row, token) in enumerate(
+            zip(self.rows, input_ids[:, -1].tolist(), strict=True)
+        ):
             if row.ended:
                 continue
-            reason: FinishReason | None = None
-            if token in self._eos_ids:
-                reason = "stop"
-            else:
-                row.new_ids.append(token)
-                if row.ticket.cancelled:
-                    reason = "cancelled"
-                elif count >= (row.params.max_tokens or 0):
-                    reason = "length"
+            known = len(row.new_ids)
+            reason = row.take(token, self._eos_ids, now_s)
+            if len(row.new_ids) > known:
+                self._note(row, place, token)
             if reason is not None:
                 finished.append((row, reason))
         self._finish(finished, now_s)
         for row in self._watched:
             if not row.ended:
-                self._advance(row, now_s)
+                row.advance(self._decode, now_s, self._batch_invariant)
         return torch.tensor([row.ended for row in self.rows], device=input_ids.device)
 
-    def _advance(self, row: Row, now_s: float) -> None:
-        """Decode what is new of a row that streams or has stop strings."""
-        # From a few tokens back: a token's text can depend on the one before it.
-        known = self._decode(row.new_ids[row.from_id : row.to_id])
-        both = self._decode(row.new_ids[row.from_id :])
-        if len(both) <= len(known) or both.endswith("\ufffd"):  # the middle of a character
+    def _note(self, row: Row, place: int, token: int) -> None:
+        """Keep the token's probability, from the distribution before any sampler."""
+        logits = self._logits
+        if logits is None or not row.ticket.request.logprobs:
             return
-        row.text += both[len(known) :]
-        row.from_id, row.to_id = row.to_id, len(row.new_ids)
-        cut = _stop_at(row.text, row.params.stop)
-        if cut is not None:
-            self._end(row, "stop", row.text[:cut], now_s)
-        elif not row.ticket.request.whole:
-            safe = len(row.text) - _held_back(row.text, row.params.stop)
-            if safe > row.sent:
-                row.ticket.emit(row.text[row.sent : safe])
-                row.sent = safe
+        own = logits[place].float()
+        logprob = float(own[token] - own.logsumexp(-1))
+        row.tokens.append(Token(token_text(self._tokenizer, token), token, logprob))
 
-    def _decode(self, ids: list[int]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
 
     def _finish(self, finished: list[tuple[Row, FinishReason]], now_s: float) -> None:
@@ -159,47 +102,14 @@ class Batch:
             [row.new_ids for row, _ in finished], skip_special_tokens=True
         )
         for (row, reason), text in zip(finished, texts, strict=True):
-            cut = _stop_at(text, row.params.stop)
-            if cut is not None:
-                self._end(row, "stop", text[:cut], now_s)
-            else:
-                self._end(row, reason, text, now_s)
-
-    def _end(self, row: Row, reason: FinishReason, text: str, now_s: float) -> None:
-        row.ended = True
-        first_s = now_s if self._first_s is None else self._first_s
-        finish = Finish(
-            reason=reason,
-            usage=Usage(len(row.ids), len(row.new_ids)),
-            params=row.params,
-            queue_s=max(self._began_s - row.ticket.arrived_s, 0.0),
-            ttft_s=first_s - self._began_s,
-            total_s=now_s - self._began_s,
-            chat=row.chat,
-            batch_invariant=self._batch_invariant,
-        )
-        row.ticket.end(text[row.sent :], finish)
+            row.finish(reason, text, now_s, self._batch_invariant)
 
     def cancel_rest(self) -> None:
         """End every row that has not ended: the batch was abandoned."""
         now_s = time.perf_counter()
         for row in self.rows:
             if not row.ended:
-                self._end(row, "cancelled", row.text, now_s)
-
-
-def _stop_at(text: str, stop: Sequence[str]) -> int | None:
-    """Return where the earliest stop string begins."""
-    places = [place for place in (text.find(s) for s in stop) if place >= 0]
-    return min(places) if places else None
-
-
-def _held_back(text: str, stop: Sequence[str]) -> int:
-    """Return how many last characters could still turn out to begin a stop string."""
-    for count in range(min(len(text), max(map(len, stop), default=1) - 1), 0, -1):
-        if any(s.startswith(text[-count:]) for s in stop):
-            return count
-    return 0
+                row.end("cancelled", row.text, now_s, self._batch_invariant)
 
 
 def generate(model: Any, batch: Batch, pad_id: int, config: Any) -> None:
@@ -230,7 +140,9 @@ def generate(model: Any, batch: Batch, pad_id: int, config: Any) -> None:
         Draw(row.params.temperature or 0.0, row.params.top_p or 1.0, row.params.seed or 0)
         for row in rows
     ]
-    processors = []
+    processors: list[Any] = []
+    if any(row.ticket.request.logprobs for row in rows):
+        processors.append(batch.keep)  # before the sampler, which changes them
     if any(draw.temperature > 0 for draw in draws):
         processors.append(Sampler(draws, model.device))
     hook = model.register_forward_pre_hook(batch.check)

@@ -10,6 +10,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from nbproviders.core.engine import Mailbox
@@ -64,6 +65,29 @@ class Worker:
         done: asyncio.Future[T] = loop.create_future()
         self.post(lambda: _run_into(done, loop, function, arguments))
         return await done
+
+    async def run_to_end(
+        self,
+        function: Callable[..., T],
+        *arguments: Any,
+        on_cancel: Callable[[], object] | None = None,
+    ) -> T:
+        """Run a function on the thread; cancelled, end only when the thread has let go of it.
+
+        Until then what it uses is in use. `on_cancel` may tell the function to hurry.
+        """
+        work = asyncio.ensure_future(self.run(function, *arguments))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if on_cancel is not None:
+                on_cancel()
+            while not work.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({work})
+            if not work.cancelled():
+                work.exception()  # seen: nobody else will ask
+            raise
 
     def post(self, job: Callable[[], None]) -> None:
         """Queue a job that reports its own end and raises nothing."""

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from nbproviders.core.completion import Finish, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
-from nbproviders.errors import InvalidRequestError, ProviderError, foreign, fresh, mapped
-from nbproviders.runtimes import decoding
+from nbproviders.core.tokens import Score, Token
+from nbproviders.errors import (
+    ClosedError,
+    InvalidRequestError,
+    ProviderError,
+    foreign,
+    fresh,
+    mapped,
+)
+from nbproviders.runtimes import decoding, probabilities
 from nbproviders.runtimes.batching import Batcher, Ticket
 from nbproviders.runtimes.devices import release_cached, suit_threads
+from nbproviders.runtimes.rows import Row, continuation_ids, effective
 from nbproviders.runtimes.threads import Worker
+
+T = TypeVar("T")
 
 _UNBOUNDED_TOKENS = 1_000_000  # tokenizers say 1e30 for "no limit"
 _FALLBACK_ROOM_TOKENS = 512
@@ -59,7 +71,9 @@ class TransformersModel(Model):
         limit = parallel or _parallel(self._parameters)
         self._batcher = Batcher(worker, self._run_batch, limit)
         self._closed = False
-        can = {"chat"} if getattr(tokenizer, "chat_template", None) else set()
+        can = {"next_tokens", "score", "logprobs"}
+        if getattr(tokenizer, "chat_template", None):
+            can.add("chat")
         self.info = ModelInfo(
             spec=spec or str(getattr(model, "name_or_path", "") or type(model).__name__),
             parallel=limit,
@@ -82,6 +96,23 @@ class TransformersModel(Model):
         """Generate; requests made together are computed together."""
         asked = as_request(request)
         return Stream(self._batcher.read(asked), asked, self.info.spec)
+
+    async def next_tokens(self, request: Request, k: int) -> tuple[Token, ...]:
+        """Return the most likely next tokens, from one pass over the prompt."""
+        return await self._told(self._next_tokens, request, k)
+
+    async def score(self, request: Request, continuation: str) -> Score:
+        """Return how likely a continuation is, from one pass over both."""
+        return await self._told(self._score, request, continuation)
+
+    async def _told(self, function: Callable[..., T], *arguments: Any) -> T:
+        stop = threading.Event()
+
+        def check() -> None:
+            if stop.is_set():
+                raise ClosedError("Nobody waits for it any more.")
+
+        return await self._worker.run_to_end(function, *arguments, check, on_cancel=stop.set)
 
     async def aclose(self) -> None:
         """Free the weights for real, whoever still holds the module, and end the thread."""
@@ -108,6 +139,30 @@ class TransformersModel(Model):
                 input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
             )
 
+    def _next_tokens(
+        self, request: Request, k: int, check: Callable[[], None]
+    ) -> tuple[Token, ...]:
+        ids, _ = self._encode(request)
+        self._room(len(ids))
+        self._suit(1)
+        return probabilities.next_tokens(self._model, self._tokenizer, ids, k, check)
+
+    def _score(self, request: Request, continuation: str, check: Callable[[], None]) -> Score:
+        text, chat = self._rendered(request)
+        ids = self._ids(text, chat)
+        if self._model.config.is_encoder_decoder:
+            more = self._ids(continuation, chat=True)  # the decoder's text begins anew
+        else:
+            more = continuation_ids(lambda t: self._raw_ids(t, chat), text, ids, continuation)
+            self._room(len(ids) + len(more) - 1)
+        self._suit(1)
+        tokens = probabilities.score(self._model, self._tokenizer, ids, more, check)
+        return Score(tokens, self.info.spec, len(ids))
+
+    def _suit(self, rows: int) -> None:
+        if self._model.device.type == "cpu":
+            suit_threads(self._parameters * rows)
+
     def _run_batch(self, tickets: Sequence[Ticket]) -> None:
         try:
             rows = [row for ticket in tickets if (row := self._row(ticket)) is not None]
@@ -120,16 +175,15 @@ class TransformersModel(Model):
                 failure.__cause__ = failure.__cause__ or foreign(error)
                 ticket.fail(fresh(failure))
 
-    def _generate(self, rows: list[decoding.Row]) -> None:
-        if self._model.device.type == "cpu":
-            suit_threads(self._parameters * len(rows))
+    def _generate(self, rows: list[Row]) -> None:
+        self._suit(len(rows))
         invariant = self._exact or rows[0].ticket.request.alone
         batch = decoding.Batch(rows, self._tokenizer, self._eos_ids, invariant)
         config = decoding.plain_config(self._model, self._pad_id, self._eos_ids)
         with mapped(self.info.spec):
             decoding.generate(self._model, batch, self._pad_id, config)
 
-    def _row(self, ticket: Ticket) -> decoding.Row | None:
+    def _row(self, ticket: Ticket) -> Row | None:
         """Return a request ready to run; None if it was cancelled or cannot be run."""
         if ticket.cancelled:
             ticket.end("", Finish("cancelled", Usage()))
@@ -141,28 +195,34 @@ class TransformersModel(Model):
         except ProviderError as error:
             ticket.fail(fresh(error))
             return None
-        params = decoding.effective(ticket.request.params, self._temperature, room)
-        return decoding.Row(ticket, ids, params, chat)
+        params = effective(ticket.request.params, self._temperature, room)
+        return Row(ticket, ids, params, chat)
 
     def _encode(self, request: Request) -> tuple[list[int], bool]:
+        text, chat = self._rendered(request)
+        return self._ids(text, chat), chat
+
+    def _ids(self, text: str, chat: bool) -> list[int]:
+        return self._raw_ids(text, chat) or self._beginning()
+
+    def _raw_ids(self, text: str, chat: bool) -> list[int]:
+        # Not verbose: a prompt that is too long is refused below, with both numbers.
+        return list(self._tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"])
+
+    def _rendered(self, request: Request) -> tuple[str, bool]:
+        """Return the prompt's text, and whether it went through the chat template."""
         template = getattr(self._tokenizer, "chat_template", None)
         prompt = request.prompt
-        chat = not isinstance(prompt, str) or (bool(template) and request.chat is not False)
-        if not chat:
-            ids = list(self._tokenizer(prompt, verbose=False)["input_ids"])
-            return ids or self._beginning(), False
+        if isinstance(prompt, str) and (not template or request.chat is False):
+            return prompt, False
         if not template:
             raise InvalidRequestError(
                 f"{self.info.spec} has no chat template, so it cannot take messages.",
                 hint="Give plain text instead: m.generate(text).",
             )
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        text = self._tokenizer.apply_chat_template(
+        return self._tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True
-        )
-        # Not verbose: a prompt that is too long is refused below, with both numbers.
-        return list(
-            self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ), True
 
     def _beginning(self) -> list[int]:
