@@ -43,13 +43,19 @@ def pins() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Build the wheel and return the names of the files in it."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel and return its path."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
     ran = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    (built,) = folder.glob("*.whl")
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> list[str]:
+    """Return the names of the files in the wheel."""
     with ZipFile(built) as archive:
         return archive.namelist()
 
@@ -60,6 +66,18 @@ def test_wheel_has_demo_weights(wheel: list[str], name: str) -> None:
     folder = f"nbproviders/demo/weights/{name}"
     files = {PurePosixPath(file).name for file in wheel if file.startswith(f"{folder}/")}
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("model", ["demo-xs", "demo-m"])
+def test_wheel_has_gguf_files(wheel: list[str], model: str, quant: str) -> None:
+    """The models that llama.cpp reads are there in each form, without a download."""
+    assert f"nbproviders/demo/weights/{model}-gguf/{model}-{quant}.gguf" in wheel
+
+
+def test_wheel_is_small(built: Path) -> None:
+    """With all its weights, the wheel is a download of at most 6 MB."""
+    assert built.stat().st_size <= 6e6
 
 
 def test_wheel_has_model_card(wheel: list[str]) -> None:

@@ -79,7 +79,7 @@ def test_the_card_tells_the_measured_scores(tmp_path: Path) -> None:
 
 
 def test_the_family_is_small_and_float16() -> None:
-    """Together the models take less than 6 MB, as float16 safetensors with tokenizers."""
+    """Together the models take less than 6 MB, GGUF included; safetensors are float16, with tokenizers."""
     files = [f for f in WEIGHTS.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) < 6e6
     for name in SIZES:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nbproviders.demo.gguf import QUANTS
 from nbproviders.demo.items import HARD_TASKS, RECALL_TASKS, TASKS, Item, test_items
 
-__all__ = ["HARD_TASKS", "MODELS", "RECALL_TASKS", "TASKS", "Item", "path", "tasks"]
+__all__ = [
+    "GGUF",
+    "HARD_TASKS",
+    "MODELS",
+    "QUANTS",
+    "RECALL_TASKS",
+    "TASKS",
+    "Item",
+    "gguf_path",
+    "path",
+    "tasks",
+]
 
 MODELS = ("demo-xs", "demo-s", "demo-m")
+# Shipped for llama.cpp too: one that quantising hurts, and one that is large enough to bear it.
+GGUF = ("demo-xs", "demo-m")
 
 
 def path(name: str) -> Path:
@@ -22,6 +36,19 @@ def path(name: str) -> Path:
     if name not in MODELS:
         raise KeyError(name)
     return Path(__file__).parent / "weights" / name
+
+
+def gguf_path(name: str) -> Path:
+    """Return the folder of a shipped demo model's GGUF files: ``<name>-<quant>.gguf`` for each of `QUANTS`.
+
+    Raises
+    ------
+    KeyError
+        For a name that is not in `GGUF`.
+    """
+    if name not in GGUF:
+        raise KeyError(name)
+    return Path(__file__).parent / "weights" / f"{name}-gguf"
 
 
 def tasks(n: int = 10, names: tuple[str, ...] | None = None, seed: int = 0) -> list[dict[str, str]]:

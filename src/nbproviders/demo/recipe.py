@@ -2,7 +2,8 @@
 
 One file, one command, fixed seeds. The models are Llamas over bytes, taught the lessons of
 `nbproviders.demo.items` through their own chat template, with the loss on the answers alone.
-About half an hour for the three on two CPU cores; minutes on a GPU.
+About half an hour for the three on two CPU cores; minutes on a GPU. The models of `nbproviders.demo.GGUF`
+are written for llama.cpp as well; ``--gguf-only`` does just that, from what was trained before.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbproviders.demo import GGUF
+from nbproviders.demo.gguf import QUANTS, convert
 from nbproviders.demo.items import TASKS, Item, test_items, training_item
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAD, START, END, SYSTEM, USER, ASSISTANT = range(6)
-SPECIALS = ("<|pad|>", "<|start|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+SPECIALS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -254,27 +258,92 @@ def write(name: str, model: Any, folder: Path) -> dict[str, float]:
     return score(saved, AutoTokenizer.from_pretrained(target))
 
 
+def score_gguf(path: Path, n: int = 200) -> dict[str, float]:
+    """Return what `score` does, for a GGUF file through llama.cpp and the template inside it."""
+    import llama_cpp
+
+    # With two threads so small a model waits many times longer than it computes if cores are busy.
+    model = llama_cpp.Llama(
+        str(path), n_ctx=CONTEXT_TOKENS, n_threads=1, n_threads_batch=1, verbose=False
+    )
+    shares = {}
+    for task in TASKS:
+        items = test_items(task, n)
+        right = 0
+        for item in items:
+            said: Any = model.create_chat_completion(
+                [{"role": "user", "content": item.prompt}], temperature=0.0, max_tokens=16
+            )
+            right += said["choices"][0]["message"]["content"] == item.expected
+        shares[task] = right / len(items)
+    model.close()
+    return shares
+
+
+def write_gguf(name: str, folder: Path) -> dict[str, Any]:
+    """Write a trained member in each of `QUANTS`; return the bytes and scores of each file."""
+    target = folder / f"{name}-gguf"
+    target.mkdir(exist_ok=True)
+    written = {}
+    for quant in QUANTS:
+        path = target / f"{name}-{quant}.gguf"
+        convert(folder / name, path, quant)
+        scores = score_gguf(path)
+        logger.info("%s %d bytes %s", path.name, path.stat().st_size, scores)
+        written[quant] = {"bytes": path.stat().st_size, "scores": scores}
+    return written
+
+
+def _known(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / "scores.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _record(folder: Path, name: str, entry: dict[str, Any]) -> None:
+    """Add to what is known of a member, or replace it; the family stays in order."""
+    known = _known(folder)
+    known[name] = known.get(name, {}) | entry
+    ordered = {member: known[member] for member in SIZES if member in known}
+    (folder / "scores.json").write_text(json.dumps(ordered, indent=2) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nbproviders.demo.recipe", description=__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--only", choices=list(SIZES), action="append", help="train just these")
+    what.add_argument(
+        "--gguf-only", action="store_true", help="train none: write GGUF from what is there"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Retrain the family (or a part of it), measure it, and write models, scores and card."""
     from nbproviders.demo.card import write_card
 
-    parser = argparse.ArgumentParser(prog="python -m nbproviders.demo.recipe", description=__doc__)
-    parser.add_argument("--only", choices=list(SIZES), action="append", help="train just these")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
-    parser.add_argument("--device", default="cpu")
+    parser = _parser()
     options = parser.parse_args(arguments)
+    names = list(GGUF) if options.gguf_only else options.only or list(SIZES)
+    # Told before the training, not after it.
+    if set(names) & set(GGUF) and not all(map(find_spec, ("gguf", "llama_cpp"))):
+        parser.error('GGUF needs gguf and llama-cpp-python: pip install "nbproviders[llama-cpp]"')
+    if options.gguf_only and (missing := set(names) - set(_known(options.out))):
+        parser.error(f"{options.out} has no scores of {', '.join(missing)}: train it first")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.out.mkdir(parents=True, exist_ok=True)
-    scores_path = options.out / "scores.json"
-    for name in options.only or SIZES:
-        model = train(name, options.device)
-        parameters = sum(p.numel() for p in model.parameters())
-        scores = write(name, model, options.out)
-        logger.info("%s %d parameters %s", name, parameters, scores)
-        known = json.loads(scores_path.read_text()) if scores_path.exists() else {}
-        known[name] = {"parameters": parameters, "size": asdict(SIZES[name]), "scores": scores}
-        ordered = {member: known[member] for member in SIZES if member in known}
-        scores_path.write_text(json.dumps(ordered, indent=2) + "\n")
+    for name in names:
+        if not options.gguf_only:
+            model = train(name, options.device)
+            parameters = sum(p.numel() for p in model.parameters())
+            scores = write(name, model, options.out)
+            logger.info("%s %d parameters %s", name, parameters, scores)
+            size = asdict(SIZES[name])
+            entry = {"parameters": parameters, "size": size, "scores": scores}
+            _record(options.out, name, entry)
+        if name in GGUF:
+            _record(options.out, name, {"gguf": write_gguf(name, options.out)})
     write_card(options.out)
 
 
