@@ -46,6 +46,8 @@ if TYPE_CHECKING:
         register_provider,
         unregister_provider,
     )
+    from nbproviders.render.token_charts import plot_next_tokens
+    from nbproviders.render.tokens import plot_tokens
     from nbproviders.session import events, load, load_sync, residents, unload, unload_all
     from nbproviders.widgets.picker import ModelPicker
 
@@ -87,6 +89,8 @@ _HOMES = {
         "register_provider",
         "unregister_provider",
     ),
+    "render.token_charts": ("plot_next_tokens",),
+    "render.tokens": ("plot_tokens",),
     "session": ("events", "load", "load_sync", "residents", "unload", "unload_all"),
     "widgets.picker": ("ModelPicker",),
 }

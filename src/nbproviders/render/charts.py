@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # black and with yellow last: it is weak on white.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#F0E442")
 
-_INK, _FAINT, _GROUND = "#24292f", "#6a737d", "#ffffff"
+INK, FAINT, GROUND = "#24292f", "#6a737d", "#ffffff"
 _DPI = 180
 _WIDTH_IN = 7.2
 _LABEL_CHARS = 34
@@ -71,7 +71,7 @@ class Picture:
 
     def png(self) -> bytes:
         """Return the picture in pixels, on a light ground."""
-        return self._saved(format="png", dpi=_DPI, facecolor=_GROUND)
+        return self._saved(format="png", dpi=_DPI, facecolor=GROUND)
 
     def svg(self) -> str:
         """Return an ``<svg>`` element to stand in a page, in the page's own colours, light or dark."""
@@ -79,7 +79,7 @@ class Picture:
         svg = self._saved(format="svg", transparent=True, metadata=nothing).decode()
         svg = re.sub(r"<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
         label = f'<svg role="img" aria-label="{html.escape(self.alt)}"'
-        svg = svg.replace(_INK, "currentColor").replace(_GROUND, "Canvas")
+        svg = svg.replace(INK, "currentColor").replace(GROUND, "Canvas")
         return svg.replace("<svg", label, 1)
 
     def as_html(self) -> str:
@@ -121,7 +121,7 @@ def colours(models: Iterable[str]) -> dict[str, str]:
     return {model: PALETTE[place % len(PALETTE)] for place, model in enumerate(models)}
 
 
-def axes(rows: int) -> Axes:
+def axes(rows: float) -> Axes:
     """Return empty axes in a figure of its own, high enough for so many models."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -190,6 +190,15 @@ def spread(
     return _titled(ax, title)
 
 
+def one_line(text: str) -> str:
+    """Return a name on one line, its middle left out when long: names differ at their ends."""
+    line = visible(text).replace("\n", " ")
+    if len(line) <= _LABEL_CHARS:
+        return line
+    half = (_LABEL_CHARS - 1) // 2
+    return f"{line[:half]}…{line[-half:]}"
+
+
 def _told(bar: Bar, form: str) -> str:
     if bar.value is None:
         return "no value"
@@ -209,7 +218,7 @@ def _strip(ax: Axes, place: int, values: Sequence[float], colour: str) -> None:
     ax.hlines([place, place], [ends[0], high], [low, ends[-1]], color=colour, linewidth=1)
     ax.vlines([ends[0], ends[-1]], place - 0.12, place + 0.12, color=colour, linewidth=1)
     ax.barh(place, high - low, 0.5, left=low, facecolor=colour + "33", edgecolor=colour)
-    ax.vlines(middle, place - 0.25, place + 0.25, color=_INK, linewidth=1.8, zorder=4)
+    ax.vlines(middle, place - 0.25, place + 0.25, color=INK, linewidth=1.8, zorder=4)
     points = values[:: -(-len(values) // _MOST_POINTS)]
     # A fixed scatter, not a random one: the same comparison gives the same picture.
     heights = [place + 0.34 * ((i * 0.618034) % 1 - 0.5) for i in range(len(points))]
@@ -228,34 +237,25 @@ def _logarithmic(ax: Axes) -> None:
 def _plain(ax: Axes) -> Axes:
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
-    ax.spines["bottom"].set_color(_FAINT)
+    ax.spines["bottom"].set_color(FAINT)
     ax.set_facecolor("none")
     ax.set_axisbelow(True)
     ax.grid(visible=False)
-    ax.grid(visible=True, axis="x", color=_FAINT, alpha=0.25, linewidth=0.8, linestyle="-")
-    ax.tick_params(axis="x", which="both", colors=_INK, labelsize=9, length=0)
-    ax.tick_params(axis="y", colors=_INK, labelsize=10, length=0)
+    ax.grid(visible=True, axis="x", color=FAINT, alpha=0.25, linewidth=0.8, linestyle="-")
+    ax.tick_params(axis="x", which="both", colors=INK, labelsize=9, length=0)
+    ax.tick_params(axis="y", colors=INK, labelsize=10, length=0)
     return ax
 
 
 def _names(ax: Axes, labels: Sequence[str]) -> None:
     # parse_math=False: a dollar in a model's name is no formula.
-    ax.set_yticks(range(len(labels)), [_label(label) for label in labels], parse_math=False)
+    ax.set_yticks(range(len(labels)), [one_line(label) for label in labels], parse_math=False)
     ax.set_ylim(max(1, len(labels)) - 0.5, -0.5)
-
-
-def _label(text: str) -> str:
-    """Return a name on one line, its middle left out when long: names differ at their ends."""
-    line = visible(text).replace("\n", " ")
-    if len(line) <= _LABEL_CHARS:
-        return line
-    half = (_LABEL_CHARS - 1) // 2
-    return f"{line[:half]}…{line[-half:]}"
 
 
 def _whisker(ax: Axes, place: int, low: float, high: float) -> None:
     # White below the ink: the whisker stays visible on a dark bar and on the ground alike.
-    for colour, width in ((_GROUND, 3.4), (_INK, 1.4)):
+    for colour, width in ((GROUND, 3.4), (INK, 1.4)):
         style: dict[str, Any] = {"color": colour, "linewidth": width, "zorder": 4, "clip_on": False}
         ax.hlines(place, low, high, **style)
         ax.vlines([low, high], place - 0.12, place + 0.12, **style)
@@ -270,14 +270,14 @@ def _beside(ax: Axes, place: int, text: str) -> None:
         va="center",
         ha="left",
         fontsize=9.5,
-        color=_INK,
+        color=INK,
         parse_math=False,
     )
 
 
 def _titled(ax: Axes, title: str) -> Axes:
     ax.set_title(
-        visible(title), loc="left", fontsize=11, fontweight="bold", color=_INK, parse_math=False
+        visible(title), loc="left", fontsize=11, fontweight="bold", color=INK, parse_math=False
     )
     return ax
 
