@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -237,18 +238,69 @@ def test_list(tmp_path):
     assert re.search(r"^  echo +available$", ran.stdout, re.MULTILINE)
     assert re.search(r"^ +[\d.]+ KiB  demo +transformers:demo-xs$", ran.stdout, re.MULTILINE)
     reference = re.escape(f"llama-cpp:{tmp_path / 'tiny.gguf'}")
-    assert re.search(rf"^ +2.0 KiB  folder  {reference}$", ran.stdout, re.MULTILINE)
+    assert re.search(rf"^ +2.0 KiB  folder +{reference}$", ran.stdout, re.MULTILINE)
+
+
+def test_list_finds_other_programs_models(tmp_path):
+    """Files of the Hub cache, of LM Studio and of Ollama are listed with source, size and reference."""
+    studio = tmp_path / ".lmstudio" / "models" / "org" / "small"
+    snapshot = tmp_path / "hub" / "models--org--tiny-GGUF" / "snapshots" / "c0ffee"
+    ollama = tmp_path / ".ollama" / "models"
+    names = ollama / "manifests" / "registry.ollama.ai" / "library" / "llama3.2"
+    refs = snapshot.parents[1] / "refs"
+    for folder in (studio, snapshot, names, ollama / "blobs", refs):
+        folder.mkdir(parents=True)
+    (refs / "main").write_text("c0ffee")
+    (snapshot / "tiny-Q8_0.gguf").write_bytes(b"GGUF" + bytes(1020))
+    (studio / "small-Q4_0.gguf").write_bytes(b"GGUF" + bytes(2044))
+    (ollama / "blobs" / f"sha256-{'a' * 64}").write_bytes(b"GGUF" + bytes(3068))
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{'a' * 64}"}
+    (names / "3b").write_text(json.dumps({"layers": [layer]}))
+    (names / "torn").write_text('{"layers":')
+    ran = run(
+        "list",
+        cwd=tmp_path,
+        HOME=str(tmp_path),
+        USERPROFILE=str(tmp_path),
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+        OLLAMA_MODELS="",
+    )
+    assert ran.returncode == 0, ran.stderr
+    for line in (
+        "   1.0 KiB  hub        llama-cpp:org/tiny-GGUF:Q8_0",
+        f"   2.0 KiB  lm studio  llama-cpp:{studio / 'small-Q4_0.gguf'}",
+        "   3.0 KiB  ollama     llama-cpp:ollama://llama3.2:3b",
+    ):
+        assert line in ran.stdout
+    assert re.search(
+        r"^ +[\d.]+ [KM]iB  demo +llama-cpp:demo-m\?quant=F16$", ran.stdout, re.MULTILINE
+    )
+    assert "torn" not in ran.stdout + ran.stderr
 
 
 def test_list_tells_why_not(monkeypatch, capsys, tmp_path):
-    """A provider that cannot run here has its reason beside it, and a note at the models it would open."""
+    """A provider that cannot run here has its reason beside it; models it would open are listed, with it."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     absent = (("not_there",), "transformers")
     monkeypatch.setitem(registry._NEEDS, "transformers", absent)
     assert cli.main(["list"]) == 0
     told = capsys.readouterr().out
     assert re.search(r"^  transformers +not available: not_there not installed", told, re.MULTILINE)
-    assert "Those of transformers need its provider" in told
+    assert "transformers:demo-m" in told
+    note = told.partition("Those of transformers need its provider")[2]
+    assert 'not_there not installed: pip install "nbproviders[transformers]"' in note
+
+
+def test_list_without_the_provider(monkeypatch, capsys, tmp_path):
+    """Models of a provider that this installation does not even know are listed with what to install."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    known = {name: point for name, point in registry._entry_points().items() if name != "llama-cpp"}
+    monkeypatch.setattr(registry, "_points", known)
+    assert cli.main(["list"]) == 0
+    told = capsys.readouterr().out
+    assert "llama-cpp:demo-m?quant=F16" in told
+    note = told.partition("Those of llama-cpp need its provider")[2]
+    assert 'pip install "nbproviders[llama-cpp]"' in note
 
 
 def test_errors_are_messages(own_settings, capsys):

@@ -221,9 +221,15 @@ def _list(*_: Any) -> int:
     found = local.find_models()
     print("\nModels on this machine")
     print(_columns([(size_text(one.bytes).rjust(9), one.source, one.spec) for one in found]))
-    wanted = {one.spec.partition(":")[0] for one in found}
-    for name in sorted(wanted - {name for name, info in providers.items() if info.available}):
-        print(f"\nThose of {name} need its provider, which is not available here.")
+    for name in sorted({one.spec.partition(":")[0] for one in found}):
+        info = providers.get(name)
+        if info is None or not info.available:
+            why = (
+                info.reason
+                if info is not None
+                else f'install it: pip install "nbproviders[{name}]"'
+            )
+            print(f"\nThose of {name} need its provider, which is not available here:\n  {why}")
     return 0
 
 

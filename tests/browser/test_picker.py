@@ -35,6 +35,9 @@ FLAGS = [
     "--disable-sync",
 ]
 PICK = "import nbproviders as nbp\npicker = nbp.ModelPicker()\npicker"
+ABSENT = """from nbproviders import registry
+registry._NEEDS["llama-cpp"] = (("absent_module",), "llama-cpp")
+"""
 AWAIT = """import asyncio, time
 began_s = time.monotonic()
 while picker.model is None and time.monotonic() - began_s < 30:
@@ -83,7 +86,11 @@ class Lab:
         self.root.mkdir()
         (self.root / "picker.ipynb").write_text(notebook(PICK))
         (self.root / "keyboard.ipynb").write_text(notebook(PICK))
+        (self.root / "on_disk.ipynb").write_text(notebook(ABSENT + PICK))
         (self.root / "awaiting.ipynb").write_text(notebook(PICK, AWAIT))
+        below = self._home / ".lmstudio" / "models" / "a-publisher" / ("a-long-name-" * 8)
+        below.mkdir(parents=True)
+        (below / "small-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(2044))
         self._set("notification", fetchNews="false", checkForUpdates=False)
         self.address = f"http://127.0.0.1:{free_port()}"
 
@@ -178,7 +185,7 @@ def open_and_run(page: Any, lab: Lab, name: str) -> None:
     for _ in range(3):  # Lab drops a cell that is run before its kernel is connected
         run_cell(page, 0)
         with contextlib.suppress(TimeoutError):
-            page.locator(".widget-dropdown").wait_for(timeout=10_000)
+            page.get_by_label("Provider").wait_for(timeout=10_000)
             return
     raise AssertionError("the cell did not run")
 
@@ -195,11 +202,11 @@ def screenshot(page: Any, name: str, tmp_path: Path) -> None:
 
 
 def fits(page: Any) -> bool:
-    """Whether no output has to be scrolled sideways."""
+    """Whether no output has to be scrolled sideways; a line to type in scrolls within itself."""
     return bool(
         page.evaluate(
             "[...document.querySelectorAll('.jp-OutputArea-output, .jp-OutputArea-output *')]"
-            ".filter(box => getComputedStyle(box).overflowX !== 'visible')"
+            ".filter(box => getComputedStyle(box).overflowX !== 'visible' && !box.matches('input'))"
             ".every(box => box.scrollWidth <= box.clientWidth + 1)"
         )
     )
@@ -256,6 +263,29 @@ def test_the_keyboard_is_enough(lab: Lab, page: Any, tmp_path: Path) -> None:
     assert fits(page)
     screenshot(page, "picker-dark.png", tmp_path)
     lab.theme("JupyterLab Light")
+
+
+@pytest.mark.slow
+def test_a_model_on_disk_is_chosen(lab: Lab, page: Any, tmp_path: Path) -> None:
+    """A model chosen from those on disk fills the fields and loads; one that cannot run here says why."""
+    open_and_run(page, lab, "on_disk.ipynb")
+    found = page.get_by_label("On disk")
+    labels = page.locator("option", has_text=" · ")
+    labels.first.wait_for(state="attached")
+    shown = labels.all_text_contents()  # their blanks are no-break spaces
+    (studio,) = [label for label in shown if "small-Q4_K_M" in label]
+    found.select_option(label=studio)
+    says(page, "absent_module not installed: pip install")
+    assert page.get_by_label("Provider").input_value() == "llama-cpp (not available)"
+    assert page.get_by_role("button", name="Load", exact=True).is_disabled()
+    assert fits(page)
+    screenshot(page, "picker-on-disk.png", tmp_path)
+    (small,) = [label for label in shown if label.endswith(":demo-xs")]
+    found.select_option(label=small)
+    says(page, "Not loaded")
+    assert page.get_by_label("Model").input_value() == "demo-xs"
+    click(page, "Load")
+    says(page, "Loaded transformers:demo-xs")
 
 
 @pytest.mark.slow

@@ -10,15 +10,22 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders import demo
-from nbproviders.catalog import local
+from nbproviders.catalog import gguf_files, local, ollama
 from nbproviders.catalog.settings import CONFIG_VARIABLE
 
+SHIPPED = [f"transformers:{name}" for name in demo.MODELS] + [
+    f"llama-cpp:{name}?quant={quant}" for name in demo.GGUF for quant in demo.QUANTS
+]
 CAUSAL = {"config.json": '{"architectures": ["LlamaForCausalLM"]}', "model.safetensors": "x" * 64}
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty Hub cache, and no settings file."""
+    """An empty Hub cache and home, and no settings file."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.delenv(ollama.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setattr(ollama, "_SERVICE_FOLDER", tmp_path / "service")
     folder = tmp_path / "hub"
     folder.mkdir()
     monkeypatch.setenv("HF_HUB_CACHE", str(folder))
@@ -36,8 +43,10 @@ def put(cache: Path, repo: str, files: dict[str, str], ref: str | None = "main")
         (folder / "refs").mkdir()
         (folder / "refs" / ref).write_text("c0ffee")
     for number, (name, text) in enumerate(files.items()):
-        (folder / "blobs" / f"b{number}").write_text(text)
-        (snapshot / name).symlink_to(f"../../blobs/b{number}")
+        blob = folder / "blobs" / f"b{number}"
+        blob.write_text(text)
+        (snapshot / name).parent.mkdir(exist_ok=True)
+        (snapshot / name).symlink_to(blob)
     return snapshot
 
 
@@ -53,10 +62,11 @@ def specs(source: str = "") -> list[str]:
 def test_shipped_models_come_first(cache):
     """The demo models are found in a bare place, with their size, under references that open them."""
     found = local.find_models()
-    assert [one.spec for one in found] == [f"transformers:{name}" for name in demo.MODELS]
+    assert [one.spec for one in found] == SHIPPED
     assert {one.source for one in found} == {"demo"}
     for one in found:
-        assert one.bytes == (one.path / "model.safetensors").stat().st_size
+        weights = one.path / "model.safetensors" if one.path.is_dir() else one.path
+        assert one.bytes == weights.stat().st_size
 
 
 def test_cached_model(cache):
@@ -123,7 +133,7 @@ def test_damaged_entries_are_left_out(cache, caplog):
 def test_no_cache(cache, monkeypatch):
     """Where nothing was ever downloaded, only what is shipped is found."""
     monkeypatch.setenv("HF_HUB_CACHE", str(cache / "not" / "there"))
-    assert specs() == [f"transformers:{name}" for name in demo.MODELS]
+    assert specs() == SHIPPED
 
 
 @pytest.mark.parametrize(
@@ -183,10 +193,76 @@ def test_gguf_folder(cache, tmp_path, monkeypatch):
     assert found[0].spec == f"llama-cpp:{below / 'a.gguf'}"
 
 
-def test_gguf_in_cache(cache):
-    """A GGUF file in the Hub cache is found too, and its reference is its path."""
-    snapshot = put(cache, "org/small-GGUF", {"small.Q4_K_M.gguf": "GGUF"})
-    assert specs("hub") == [f"llama-cpp:{snapshot / 'small.Q4_K_M.gguf'}"]
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["small.Q4_K_M.gguf", "small.Q8_0.gguf"], ["Q4_K_M", "Q8_0"]),
+        (["small.gguf"], ["small"]),
+        (["a.Q8_0.gguf", "b.Q8_0.gguf"], ["a.Q8_0", "b.Q8_0"]),
+        (["Q8_0/m-00001-of-00002.gguf", "Q8_0/m-00002-of-00002.gguf"], ["Q8_0"]),
+        (["x/m.gguf", "y/m.gguf"], ["x/m.gguf", "y/m.gguf"]),
+    ],
+    ids=["quantization", "stem", "several", "parts", "folders"],
+)
+def test_gguf_in_cache(cache, files, names):
+    """A GGUF file in the Hub cache goes by the repository and the least that tells it from the others."""
+    put(cache, "org/small-GGUF", dict.fromkeys([*files, "mmproj-F16.gguf"], "GGUF"))
+    assert specs("hub") == [f"llama-cpp:org/small-GGUF:{name}" for name in names]
+
+
+def test_gguf_in_cache_without_a_name(cache):
+    """What the repository's name would not find is named by its path: another version, an odd id."""
+    old = put(cache, "org/old-GGUF", {"small.Q4_0.gguf": "GGUF"}, ref=None)
+    bare = put(cache, "small", {"small.gguf": "GGUF"})
+    put(cache, "small2", {"small.Q4_0.gguf": "GGUF"})
+    assert specs("hub") == [
+        f"llama-cpp:{old / 'small.Q4_0.gguf'}",
+        f"llama-cpp:{bare / 'small.gguf'}",
+        "llama-cpp:small2:Q4_0",
+    ]
+
+
+def test_models_of_other_programs(cache, tmp_path):
+    """Files of LM Studio's and Ollama's folders are found, each with its source and how it is opened."""
+    studio = tmp_path / "home" / ".lmstudio" / "models" / "org" / "small" / "small-Q4_0.gguf"
+    studio.parent.mkdir(parents=True)
+    studio.write_bytes(b"GGUF12")
+    store = tmp_path / "home" / ".ollama" / "models"
+    manifest = store / "manifests" / "registry.ollama.ai" / "library" / "llama3.2" / "3b"
+    manifest.parent.mkdir(parents=True)
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:" + "a" * 64}
+    manifest.write_text(json.dumps({"layers": [layer]}))
+    blob = store / "blobs" / ("sha256-" + "a" * 64)
+    blob.parent.mkdir()
+    blob.write_bytes(b"GGUF1234")
+    assert [(one.source, one.spec, one.bytes) for one in local.find_models()[len(SHIPPED) :]] == [
+        ("lm studio", f"llama-cpp:{studio}", 6),
+        ("ollama", "llama-cpp:ollama://llama3.2:3b", 8),
+    ]
+    assert ollama.blob("llama3.2:3b") == blob
+
+
+def test_a_file_in_several_places_is_one_model(cache, tmp_path, monkeypatch):
+    """A cached file that is linked into other folders is listed once, by its shortest reference."""
+    snapshot = put(cache, "org/small-GGUF", {"small.Q4_0.gguf": "GGUF"})
+    for folder in (tmp_path / "mine", tmp_path / "home" / ".lmstudio" / "models" / "org"):
+        folder.mkdir(parents=True)
+        (folder / "linked.gguf").symlink_to(snapshot / "small.Q4_0.gguf")
+    user_folders(monkeypatch, tmp_path / "mine")
+    assert specs() == [*SHIPPED, "llama-cpp:org/small-GGUF:Q4_0"]
+
+
+def test_what_writes_no_text_is_left_out(cache, tmp_path, monkeypatch, caplog):
+    """A model for embeddings is not offered, and the log says why."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    caplog.set_level("INFO", logger="nbproviders")
+    writer = gguf.GGUFWriter(tmp_path / "embeds.gguf", "nomic-bert")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    user_folders(monkeypatch, tmp_path)
+    assert specs("folder") == []
+    assert "embeds.gguf: it is for embeddings" in caplog.text
 
 
 def test_half_a_model_in_parts_is_left_out(cache, tmp_path, monkeypatch):
@@ -198,7 +274,7 @@ def test_half_a_model_in_parts_is_left_out(cache, tmp_path, monkeypatch):
 
 def test_search_is_bounded(cache, tmp_path, monkeypatch):
     """A folder of very many files ends the search there instead of walking a disk."""
-    monkeypatch.setattr(local, "_MOST_FILES", 5)
+    monkeypatch.setattr(gguf_files, "_MOST_FILES", 5)
     below = tmp_path / "many" / "below"
     below.mkdir(parents=True)
     for number in range(5):
@@ -214,3 +290,10 @@ def test_wrong_setting(cache, value):
     Path(os.environ[CONFIG_VARIABLE]).write_text(f"[folders]\ngguf = {value}\n")
     with pytest.raises(nbp.ConfigurationError, match="must be a list of folders"):
         local.find_models()
+
+
+@pytest.mark.parametrize("folder", ["~nobody-of-that-name/models", "a\u0000b", "/dev/null/x"])
+def test_a_folder_that_cannot_be(cache, folder, monkeypatch):
+    """A setting that names no possible folder finds nothing there, and all the rest."""
+    user_folders(monkeypatch, folder)
+    assert specs() == SHIPPED

@@ -103,11 +103,21 @@ def test_the_first_choice_is_the_shipped_model(picker: Callable[..., ModelPicker
     assert picker().spec == "transformers:demo-m"
 
 
-def test_without_transformers_the_first_choice_is_echo(
+def test_without_transformers_llama_cpp_is_the_first_choice(
     picker: Callable[..., ModelPicker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where transformers is missing the picker says why, and offers echo."""
+    """Where transformers is missing and llama.cpp is not, the shipped model is chosen in its form."""
     monkeypatch.setitem(registry._NEEDS, "transformers", (("absent_module",), "transformers"))
+    monkeypatch.setitem(registry._NEEDS, "llama-cpp", ((), "llama-cpp"))
+    assert picker().spec == "llama-cpp:demo-m"
+
+
+def test_without_both_the_first_choice_is_echo(
+    picker: Callable[..., ModelPicker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing runs the shipped model the picker says why, and offers echo."""
+    for name in ("transformers", "llama-cpp"):
+        monkeypatch.setitem(registry._NEEDS, name, (("absent_module",), name))
     one = picker()
     assert one.spec == "echo:echo"
     assert "transformers (not available)" in [label for label, _ in one._provider.options]
@@ -310,7 +320,8 @@ def test_the_static_form_tells_all_and_is_escaped(picker: Callable[..., ModelPic
 def test_every_control_has_a_name(picker: Callable[..., ModelPicker]) -> None:
     """Every field and button has a label, and a tooltip that says what it is for."""
     one = picker("echo:echo")
-    for control in [one._provider, one._model, one._options, one._code, *one._buttons]:
+    fields = [one._found, one._provider, one._model, one._options, one._code]
+    for control in [*fields, *one._buttons]:
         assert control.description
         assert control.tooltip
 

@@ -100,7 +100,11 @@ def known() -> dict[str, Targets]:
 def _shipped() -> dict[str, Targets]:
     text = resources.files(__package__).joinpath("aliases.toml").read_text(encoding="utf-8")
     found: dict[str, Targets] = tomllib.loads(text)
-    return {**found, **{name: {"transformers": str(demo.path(name))} for name in demo.MODELS}}
+    for name in demo.MODELS:
+        found[name] = {"transformers": str(demo.path(name))}
+    for name in demo.GGUF:
+        found[name]["llama-cpp"] = f"{demo.gguf_path(name)}:{demo.QUANTS[0]}"
+    return found
 
 
 def _targets(name: str, value: object) -> Targets:

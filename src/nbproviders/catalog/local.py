@@ -1,4 +1,4 @@
-"""Models that are on this machine: shipped, in the Hugging Face Hub cache, in the user's GGUF folders.
+"""Models that are on this machine: shipped, in the Hugging Face Hub cache, in folders, of other programs.
 
 Looks at names, sizes and the first bytes of files; loads nothing and asks no network. It reads the Hub
 cache's published layout itself (``models--org--name/refs`` and ``snapshots``), so it needs no library,
@@ -11,25 +11,24 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 from nbproviders import demo
-from nbproviders.catalog.settings import config_path, section
+from nbproviders.catalog import gguf_files, lmstudio, ollama, quants
+from nbproviders.catalog.settings import config_path, section, user_path
 from nbproviders.core.spec import ModelSpec
-from nbproviders.errors import ConfigurationError
+from nbproviders.errors import ConfigurationError, ModelAccessError
 
 logger = logging.getLogger(__name__)
 
-# Ceilings, so that a mistaken folder (a whole disk) costs seconds, not minutes.
 _MOST_REPOS = 2_000
-_MOST_FILES = 50_000
 
 _GENERATES = re.compile(r"(CausalLM|ConditionalGeneration|Seq2SeqLM|LMHeadModel)$")
-_LATER_SHARD = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
-_SHARDS = re.compile(r"-00001-of-(\d{5})\.gguf$")
+_GGUF = "llama-cpp"  # the provider of GGUF files
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,8 @@ class LocalModel:
     spec
         The reference that opens it.
     source
-        ``demo`` (shipped), ``hub`` (the Hub cache) or ``folder`` (one of the user's).
+        ``demo`` (shipped), ``hub`` (the Hub cache), ``folder`` (one of the user's), ``lm studio`` or
+        ``ollama``.
     bytes
         Its weights on disk.
     path
@@ -55,9 +55,9 @@ class LocalModel:
 
 
 def find_models() -> list[LocalModel]:
-    """Return the models on this machine: shipped ones, then the Hub cache's, then the user's folders'.
+    """Return the models on this machine, each once: shipped, Hub cache, user's folders, other programs'.
 
-    What cannot be read is left out, with a line in the log.
+    What cannot be read, and what writes no text, is left out with a line in the log.
 
     Raises
     ------
@@ -66,8 +66,10 @@ def find_models() -> list[LocalModel]:
     """
     folders = gguf_folders()
     found = [*_shipped(), *_cached(hub_cache())]
-    for folder in folders:
-        found += _ggufs(folder, "folder")
+    for source, places in (("folder", folders), ("lm studio", lmstudio.folders())):
+        for folder in places:
+            found += _in_folder(folder, source)
+    found += _of_ollama()
     unique: dict[Path, LocalModel] = {}
     for one in found:
         unique.setdefault(one.path.resolve(), one)
@@ -88,7 +90,7 @@ def gguf_folders() -> list[Path]:
             f"In the settings file {config_path()}, gguf in [folders] must be a list of folders.",
             hint='Write gguf = ["~/models"].',
         )
-    return [Path(name).expanduser() for name in named]
+    return [user_path(name) for name in named]
 
 
 def hub_cache() -> Path:
@@ -99,11 +101,11 @@ def hub_cache() -> Path:
     """
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(name):
-            return Path(os.path.expandvars(os.environ[name])).expanduser()
+            return user_path(os.path.expandvars(os.environ[name]))
     home = os.environ.get("HF_HOME")
     if not home:
         home = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
-    return Path(os.path.expandvars(home)).expanduser() / "hub"
+    return user_path(os.path.expandvars(home)) / "hub"
 
 
 def _shipped() -> list[LocalModel]:
@@ -113,6 +115,11 @@ def _shipped() -> list[LocalModel]:
         size = _weights_bytes(folder)
         if size:
             found.append(LocalModel(f"transformers:{name}", "demo", size, folder))
+    for name, quant in product(demo.GGUF, demo.QUANTS):
+        path = demo.gguf_path(name) / f"{name}-{quant}.gguf"
+        if path.is_file():
+            spec = ModelSpec.of(_GGUF, name, {"quant": quant}).text
+            found.append(LocalModel(spec, "demo", path.stat().st_size, path))
     return found
 
 
@@ -139,7 +146,7 @@ def _repo_models(repo: Path) -> Iterator[LocalModel]:
     if size and _generates(snapshot):
         spec = ModelSpec.of("transformers", name, options).text
         yield LocalModel(spec, "hub", size, snapshot)
-    yield from _ggufs(snapshot, "hub")
+    yield from _cached_ggufs(name, snapshot, at_main=not revision)
 
 
 def _snapshot(repo: Path) -> tuple[Path, str]:
@@ -183,44 +190,62 @@ def _generates(folder: Path) -> bool:
     return not kinds or any(_GENERATES.search(str(kind)) for kind in kinds)
 
 
-def _ggufs(folder: Path, source: str) -> Iterator[LocalModel]:
-    """Give the GGUF models of a folder and those below it; one in several files is given once."""
-    if not folder.is_dir():
+def _cached_ggufs(name: str, snapshot: Path, *, at_main: bool) -> Iterator[LocalModel]:
+    """Give the GGUF models of a cached repository, by its name where that finds them."""
+    sizes = dict(_ggufs(snapshot))
+    inside = {path: path.relative_to(snapshot).as_posix() for path in sizes}
+    for path, size in sizes.items():
+        model = _short_name(name, inside[path], list(inside.values())) if at_main else ""
+        yield LocalModel(ModelSpec.of(_GGUF, model or str(path)).text, "hub", size, path)
+
+
+def _short_name(repo: str, file_name: str, names: Sequence[str]) -> str:
+    """Return the repository with the shortest addition that means a file of it; empty if none does."""
+    for addition in (quants.quant_of(file_name), quants.stem(file_name), file_name):
+        short = f"{repo}:{addition}"
+        with suppress(ModelAccessError):  # it could be another one
+            if (
+                quants.split_quant(short) == (repo, addition)
+                and quants.choose(names, addition) == file_name
+            ):
+                return short
+    return ""
+
+
+def _in_folder(folder: Path, source: str) -> Iterator[LocalModel]:
+    for path, size in _ggufs(folder):
+        yield LocalModel(ModelSpec.of(_GGUF, str(path)).text, source, size, path)
+
+
+def _of_ollama() -> Iterator[LocalModel]:
+    for one in ollama.models():
+        if _is_usable(one.path):
+            spec = ModelSpec.of(_GGUF, f"{ollama.SCHEME}{one.name}").text
+            yield LocalModel(spec, "ollama", one.bytes, one.path)
+
+
+def _ggufs(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Give the GGUF models of a folder and those below it, with bytes; one in several files once."""
+    if not gguf_files.is_folder(folder):
         logger.info("there is no folder %s", folder)
         return
-    for path in sorted(_gguf_files(folder)):
+    for path in sorted(gguf_files.find(folder)):
         try:
-            with path.open("rb") as file:
-                magic = file.read(4)
-            size = sum(part.stat().st_size for part in _parts(path))
+            size = gguf_files.size(path)
         except OSError as error:
             logger.info("left out: %s: %s", path, error)
             continue
-        if magic != b"GGUF":
-            logger.info("left out: %s: no GGUF file, whatever its name says", path)
-            continue
-        yield LocalModel(ModelSpec.of("llama-cpp", str(path)).text, source, size, path)
+        if _is_usable(path):
+            yield path, size
 
 
-def _gguf_files(folder: Path) -> Iterator[Path]:
-    """Give the files that are a model's first: no later parts, no image projectors."""
-    seen = 0
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        seen += len(names)
-        if seen > _MOST_FILES:
-            logger.info("%s holds more than %d files: the rest is left out", folder, _MOST_FILES)
-            return
-        for name in names:
-            low = name.lower()
-            if low.endswith(".gguf") and "mmproj" not in low and not _LATER_SHARD.search(low):
-                yield Path(place, name)
-
-
-def _parts(first: Path) -> list[Path]:
-    found = _SHARDS.search(first.name)
-    if found is None:
-        return [first]
-    count = int(found[1])
-    stem = first.name[: found.start()]
-    return [first.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+def _is_usable(path: Path) -> bool:
+    """Whether a file is a GGUF model that writes text; told in the log if not."""
+    try:
+        writes = gguf_files.writes_text(path)
+    except (OSError, ValueError) as error:
+        logger.info("left out: %s: %s", path, error)
+        return False
+    if not writes:
+        logger.info("left out: %s: it is for embeddings or images and writes no text", path)
+    return writes

@@ -16,10 +16,18 @@ def config_path() -> Path:
     """Return where the user's file is, there or not; ``NBPROVIDERS_CONFIG`` names another."""
     chosen = os.environ.get(CONFIG_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser()
+        return user_path(chosen)
     import platformdirs
 
     return platformdirs.user_config_path("nbproviders") / "config.toml"
+
+
+def user_path(text: str) -> Path:
+    """Return the path that a text means, ``~`` being the user's home; as it stands if there is none."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no home can be told, or not of that user
+        return Path(text)
 
 
 def section(name: str) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import html
+import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,13 +14,14 @@ from nbproviders import registry, session
 from nbproviders.authoring.opening import ModelContext
 from nbproviders.catalog import aliases
 from nbproviders.core.client import Client
-from nbproviders.core.spec import ModelSpec, ResourceKey
+from nbproviders.core.spec import ModelSpec, ResourceKey, is_secret
+from nbproviders.errors import scrub
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.entry import Entry, Loader, Resident, State
 from nbproviders.residency.memory import size_text
 from nbproviders.widgets.tasks import Tell
 
-PREFERRED = (("transformers", "demo-m"), ("echo", "echo"))
+PREFERRED = (("transformers", "demo-m"), ("llama-cpp", "demo-m"), ("echo", "echo"))
 POLL_S = 0.05
 CELL = "text-align:left;padding:2px 16px 2px 0;vertical-align:top;line-height:1.4"
 _LONG, _SHORT = "overflow-wrap:anywhere", "white-space:nowrap"
@@ -26,7 +29,7 @@ MUTED = "color:var(--jp-ui-font-color2,inherit)"
 
 
 def first() -> str:
-    """Return what to choose at first: the shipped model, or echo where it cannot run."""
+    """Return what to choose at first: the shipped model by what can run it, or echo."""
     listed = registry.list_available()
     for provider, model in PREFERRED:
         if provider in listed and listed[provider].available:
@@ -50,6 +53,14 @@ def suggestions(provider: str) -> list[str]:
     ]
     first = [model for name, model in PREFERRED if name == provider]
     return list(dict.fromkeys([*first, *resident, *reversed(named), *other]))
+
+
+def why_not(provider: str) -> str:
+    """Return why a provider cannot run here and what to do; empty if it can."""
+    info = registry.list_available().get(provider)
+    if info is None:
+        return f'not installed: pip install "nbproviders[{provider}]"'
+    return "" if info.available else info.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +130,25 @@ def _cells(one: Resident) -> str:
     spec, *others = (html.escape(text) for text in row(one))
     first = f'<td style="{CELL};{_LONG}">{spec}</td>'
     return first + "".join(f'<td style="{CELL};{_SHORT}">{text}</td>' for text in others)
+
+
+def freed(spec: str, count: int) -> str:
+    """Return what to say of a model that was unloaded."""
+    return f"Unloaded {spec}: {size_text(count)} came back." if count else f"Unloaded {spec}."
+
+
+def code(spec: str) -> str:
+    """Return the code that loads and unloads a model."""
+    if not spec:
+        return ""
+    written = json.dumps(spec, ensure_ascii=False)
+    return f"m = await nbp.load({written})\nnbp.unload({written})"
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a key or password is in what was typed."""
+    for part in re.split(r"[?&\s]", text):
+        name, equals, value = part.partition("=")
+        if is_secret(name, value) if equals else is_secret("", part):
+            return True
+    return scrub(text) != text

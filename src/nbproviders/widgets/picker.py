@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import html
-import json
-import re
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ipywidgets as widgets
@@ -14,11 +13,11 @@ import traitlets
 
 from nbproviders import registry, session
 from nbproviders.core.client import Client
-from nbproviders.core.spec import ModelSpec, ResourceKey, is_secret, split_options
-from nbproviders.errors import ConfigurationError, ProviderError, scrub
-from nbproviders.residency.memory import size_text
+from nbproviders.core.spec import ModelSpec, ResourceKey, split_options
+from nbproviders.errors import ConfigurationError, ProviderError
 from nbproviders.widgets import models
 from nbproviders.widgets.models import CELL, MUTED, Loading
+from nbproviders.widgets.on_disk import OnDisk
 from nbproviders.widgets.tasks import Home, Job, State, clicks_note, told
 
 _LABEL = "80px"
@@ -33,8 +32,8 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
     Parameters
     ----------
     spec
-        What is chosen at first; by default the shipped ``transformers:demo-m``, or ``echo:echo`` where
-        transformers is not installed.
+        What is chosen at first; by default the shipped ``transformers:demo-m``, where transformers is
+        not installed ``llama-cpp:demo-m``, and where neither is ``echo:echo``.
 
     Attributes
     ----------
@@ -71,6 +70,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         super().__init__(children=self._children(), **kwargs)
         self._suggest_providers()
         self.spec = chosen
+        self._found.look()
 
     # What people and code do
 
@@ -94,7 +94,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         self._say("busy", f"Unloading {spec}; running calls are waited for")
         self._unloads.start(
             lambda _: asyncio.to_thread(session.unload, spec),
-            lambda freed: self._say("done", _freed(spec, freed)),
+            lambda freed: self._say("done", models.freed(spec, freed)),
         )
 
     def stop(self) -> None:
@@ -118,6 +118,8 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
     # The parts
 
     def _build(self) -> None:
+        listed = partial(OnDisk, self._home, self._suggest_found)
+        self._found = _field(listed, "On disk", "Models on this machine; choose one to fill in all")
         self._provider = _field(widgets.Dropdown, "Provider", "Who runs the model")
         self._model = _field(
             widgets.Combobox,
@@ -148,6 +150,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             button.on_click(lambda _, action=action: self._home.call(action))
         for field in (self._provider, self._model, self._options):
             field.observe(lambda _: self._home.call(self._read), "value")
+        self._found.observe(lambda _: self._home.call(self._take_found), "value")
         self._code.observe(lambda _: self._home.call(self._show_code), "value")
 
     def _children(self) -> list[Any]:
@@ -155,7 +158,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         row = widgets.HBox(self._buttons, layout=layout)
         note = clicks_note()
         self._note.value = f'<span style="{MUTED}">{html.escape(note)}</span>'
-        fields = [self._provider, self._model, self._options]
+        fields = [self._found, self._provider, self._model, self._options]
         shown = [*fields, row, self._bar, self._status, self._table, self._code]
         self._parts = [*shown, *self._buttons, self._note]
         return [*shown, self._note] if note else shown
@@ -171,6 +174,27 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             self._provider.options = labels
         finally:
             self._filling = False
+
+    def _suggest_found(self) -> None:
+        for one in self._found.found:  # where nothing of a provider was chosen yet, its first
+            self._models.setdefault(one.provider, one.name)
+        self._suggest_models()
+
+    def _suggest_models(self) -> None:
+        provider: str = self._provider.value
+        with suppress(ProviderError):  # a broken settings file: told at the load
+            named = [*models.suggestions(provider), *self._found.names(provider)]
+            self._model.options = list(dict.fromkeys(named))
+
+    def _take_found(self) -> None:
+        spec: str = self._found.value
+        if not spec or spec == self.spec or self._busy:
+            return
+        provider = spec.partition(":")[0]
+        if provider in registry.names():
+            self.spec = spec
+        else:
+            self._chosen(f"{provider} is not available: {models.why_not(provider)}")
 
     # From fields to spec, and back
 
@@ -220,7 +244,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             self._model.value = self._models.get(provider, "")
             self._options.value = ""
         self._provider_shown = provider
-        if _holds_secret(self._model.value) or _holds_secret(self._options.value):
+        if models.holds_secret(self._model.value) or models.holds_secret(self._options.value):
             raise ConfigurationError(
                 "A key or password was typed here; it was taken out, for a notebook is a file.",
                 hint=f"Give it to the provider: nbp.create_provider({provider!r}, api_key=…).",
@@ -235,19 +259,17 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
     def _forget_secrets(self) -> None:
         """Empty a field that holds a secret: what is in a widget is saved with the notebook."""
         for field in (self._model, self._options):
-            if _holds_secret(field.value):
+            if models.holds_secret(field.value):
                 field.value = ""
 
     def _chosen(self, error: str) -> None:
         """Show what follows from the choice: its reason if unavailable, suggestions, code."""
         provider: str = self._provider.value
         self._provider_shown = provider
-        info = registry.list_available().get(provider)
-        reason = info.reason if info is not None and not info.available else ""
+        reason = models.why_not(provider)
         self._loadable = bool(self.spec) and not reason
         self.error = error or (f"{provider} is not available: {reason}" if reason else "")
-        with suppress(ProviderError):  # a broken settings file: told at the load
-            self._model.options = models.suggestions(provider)
+        self._suggest_models()
         if self._busy:
             pass  # what is under way is told
         elif self.error:
@@ -282,8 +304,9 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         # Not while busy: a disabled button loses the keyboard's focus. Clicks are ignored then.
         load.disabled = unload.disabled = not self._loadable
         stop.disabled = not self._busy
-        for field in (self._provider, self._model, self._options):
+        for field in (self._found, self._provider, self._model, self._options):
             field.disabled = self._busy
+        self._found.show(self.spec)
         self._bar.layout.display = "" if self._loads.busy else "none"
         self._show_table()
 
@@ -301,7 +324,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
 
     def _show_code(self) -> None:
         """Show the code; what is typed over it is put back, for the field is there to copy from."""
-        self._code.value = _code(self.spec)
+        self._code.value = models.code(self.spec)
 
     # The model
 
@@ -347,7 +370,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
 
     def _text(self) -> str:
         lines = [f"{head:<10} {text}" for head, text in self._facts()]
-        return "\n".join(["ModelPicker", *lines, _code(self.spec)])
+        return "\n".join(["ModelPicker", *lines, models.code(self.spec)])
 
     def _html(self) -> str:
         rows = "".join(
@@ -355,7 +378,9 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             f'<td style="{CELL}">{html.escape(text)}</td></tr>'
             for head, text in self._facts()
         )
-        code = f'<pre style="{_CODE};white-space:pre-wrap">{html.escape(_code(self.spec))}</pre>'
+        code = (
+            f'<pre style="{_CODE};white-space:pre-wrap">{html.escape(models.code(self.spec))}</pre>'
+        )
         return f"<table><tbody>{rows}</tbody></table>{code}"
 
 
@@ -368,22 +393,3 @@ def _field(kind: Any, label: str, tooltip: str, **more: Any) -> Any:
 def _button(text: str, style: str, tooltip: str) -> Any:
     layout = widgets.Layout(width="96px")
     return widgets.Button(description=text, button_style=style, tooltip=tooltip, layout=layout)
-
-
-def _holds_secret(text: str) -> bool:
-    for part in re.split(r"[?&\s]", text):
-        name, equals, value = part.partition("=")
-        if is_secret(name, value) if equals else is_secret("", part):
-            return True
-    return scrub(text) != text
-
-
-def _freed(spec: str, count: int) -> str:
-    return f"Unloaded {spec}: {size_text(count)} came back." if count else f"Unloaded {spec}."
-
-
-def _code(spec: str) -> str:
-    if not spec:
-        return ""
-    written = json.dumps(spec, ensure_ascii=False)
-    return f"m = await nbp.load({written})\nnbp.unload({written})"
