@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ("environment.yml", "binder/environment.yml")
 # conda-forge's own names for what the package index calls otherwise.
 CONDA_NAMES = {"pytorch": "torch"}
+# conda-forge does not build every release of it.
+ANY_VERSION = {"llama-cpp-python"}
 
 
 def environment(path: str) -> tuple[list[str], list[str]]:
@@ -73,7 +75,7 @@ def test_pins_agree(path: str) -> None:
         assert version == pins[name.strip()], line
     for line in conda:
         name, version, *_ = [*line.split("="), ""]
-        if name not in ("python", "pip"):
+        if name not in {"python", "pip", *ANY_VERSION}:
             assert version == pins[CONDA_NAMES.get(name, name)], line
 
 
@@ -81,10 +83,13 @@ def test_environment_names_everything() -> None:
     """Without constraints, conda's pip is told the version of each package the extra asks for."""
     from tests.test_packaging import PROJECT, asked_by, name_of
 
-    asked = {name_of(requirement) for requirement in PROJECT["dependencies"]} | asked_by("local")
-    _, pip = environment("environment.yml")
-    assert {name_of(line) for line in pip if not line.startswith("-")} == asked - {"torch"}
-    assert "-e .[local]" in pip
+    asked = {name_of(requirement) for requirement in PROJECT["dependencies"]}
+    asked |= asked_by("local") | asked_by("llama-cpp")
+    conda, pip = environment("environment.yml")
+    wanted = asked - {"torch", *ANY_VERSION}
+    assert {name_of(line) for line in pip if not line.startswith("-")} == wanted
+    assert set(conda) >= ANY_VERSION
+    assert "-e .[local,llama-cpp]" in pip
 
 
 @pytest.mark.parametrize("path", ENVIRONMENTS)
@@ -104,7 +109,11 @@ printf '%s\\n' "$@" > asked
 while [[ $# -gt 0 ]]; do [[ $1 == -c ]] && cp "$2" held; shift; done
 """
 FAKE_PYTHON = """#!/bin/bash
-if [[ $2 == *importlib.metadata* ]]; then echo 2.13.0.post1; else exit {after}; fi
+case "$2" in
+    *torch.version*) exit {after} ;;
+    *llama-cpp-python*) echo 0.3.99 ;;
+    *importlib.metadata*) echo 2.13.0.post1 ;;
+esac
 """
 
 
@@ -121,12 +130,13 @@ def run_post_build(folder: Path, after: int) -> int:
 
 
 def test_post_build_holds_torch(tmp_path: Path) -> None:
-    """pip is held to the torch that conda installed, and to constraints.txt for everything else."""
+    """pip is held to what conda installed, and to constraints.txt for everything else."""
     assert run_post_build(tmp_path, after=0) == 0
     asked = (tmp_path / "asked").read_text().split()
-    assert asked[-2:] == ["-e", ".[transformers]"]
+    assert asked[-2:] == ["-e", ".[transformers,llama-cpp]"]
     held = constraints(tmp_path / "held")
-    assert held == {**constraints(), "torch": "2.13.0.post1"}
+    by_conda = {"torch": "2.13.0.post1", "llama-cpp-python": "0.3.99"}
+    assert held == {**constraints(), **by_conda}
 
 
 def test_post_build_refuses_cuda(tmp_path: Path) -> None:

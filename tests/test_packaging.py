@@ -118,9 +118,10 @@ def test_versions_agree() -> None:
 
 
 def test_all_leaves_out_what_pins_its_own_torch() -> None:
-    """``pip install "nbproviders[all]"`` must not bring what only installs alone or on a GPU."""
-    assert asked_by("all") & {"vllm", "unsloth", "bitsandbytes"} == set()
-    assert asked_by("all") >= asked_by("transformers") | asked_by("llama-cpp") | asked_by("lab")
+    """``pip install "nbproviders[all]"`` must not bring what only installs alone."""
+    assert asked_by("all") & {"vllm", "unsloth"} == set()
+    wanted = [asked_by(extra) for extra in ("transformers", "llama-cpp", "bitsandbytes", "lab")]
+    assert asked_by("all") >= set.union(*wanted)
 
 
 @pytest.mark.parametrize("extra", ["local", "dev"])
@@ -151,7 +152,8 @@ def test_pins_are_exact_and_public() -> None:
 def test_pins_cover_what_is_asked_for() -> None:
     """Every distribution of the core and of all extras is pinned."""
     asked = {name_of(requirement) for requirement in PROJECT["dependencies"]}
-    asked |= {name for extra in EXTRAS for name in asked_by(extra)}
+    # unsloth pins a torch of its own: the two cannot share a set of versions.
+    asked |= {name for extra in EXTRAS if extra != "unsloth" for name in asked_by(extra)}
     assert asked - set(pins()) == set()
 
 

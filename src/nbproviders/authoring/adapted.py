@@ -21,8 +21,8 @@ def adapt(
 ) -> Model:
     """Return a model for whatever `setup` or `load_model` returned.
 
-    A `Model` as it is; a transformers model by its runtime; an object with ``generate`` or ``stream``
-    by its methods; anything else as a resource that is only held and handed out.
+    A `Model` as it is; a transformers model or a ``llama_cpp.Llama`` by its runtime; an object with
+    ``generate`` or ``stream`` by its methods; anything else as a resource that is held and handed out.
 
     Raises
     ------
@@ -39,6 +39,10 @@ def adapt(
         from nbproviders.runtimes.transformers import TransformersModel
 
         return TransformersModel(thing, tokenizer, threads.claim(), spec=spec, parallel=parallel)
+    if _from(thing, "llama_cpp") and hasattr(thing, "create_completion"):
+        from nbproviders.runtimes.llamacpp.adopted import adopt
+
+        return adopt(thing, threads.claim(), spec)
     if callable(getattr(thing, "generate", None)) or callable(getattr(thing, "stream", None)):
         return Adapted(thing, spec)
     return Held(thing, spec)

@@ -1,13 +1,14 @@
 """Gathering requests into batches for a thread, and bringing the text back to each.
 
-Requests that arrive in one turn of the loop, or while a batch runs, go together. No time is spent waiting
-for more to come.
+Requests that arrive in one turn of the loop, or while a batch runs, go together; an engine that can take more
+while it computes asks for them. No time is spent waiting for more to come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -98,13 +99,24 @@ class Batcher:
         Called there with up to `limit` tickets; ends or fails every one of them.
     limit
         Most requests in one batch.
+    on_cancel
+        Told on the loop when a request that is being computed was cancelled.
     """
 
-    def __init__(self, worker: Worker, run: RunBatch, limit: int) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        run: RunBatch,
+        limit: int,
+        on_cancel: Callable[[], object] | None = None,
+    ) -> None:
         self._worker = worker
         self._run = run
         self._limit = limit
+        self._on_cancel = on_cancel
         self._pending: deque[Ticket] = deque()
+        self._lock = threading.Lock()  # both sides take from what is pending
+        self._taken: list[Ticket] = []
         self._busy = False
         self._scheduled = False
         self._mailbox: Mailbox | None = None
@@ -118,7 +130,8 @@ class Batcher:
         if self._mailbox is None:
             self._mailbox = Mailbox(loop)
         ticket = Ticket(request, self._mailbox)
-        self._pending.append(ticket)
+        with self._lock:
+            self._pending.append(ticket)
         self._schedule(loop)
         try:
             while True:
@@ -138,10 +151,21 @@ class Batcher:
             self._scheduled = True
             loop.call_soon(self._flush)
 
+    def take(self, count: int) -> list[Ticket]:
+        """Return up to so many requests that have come meanwhile; called by `run`, which then ends them."""
+        if not self._pending:
+            return []
+        with self._lock:
+            found = self._next(count, alone=False)
+            self._taken += found
+        return found
+
     def _flush(self) -> None:
         self._scheduled = False
         while self._pending and not self._busy:
-            batch = self._next_batch()
+            with self._lock:
+                batch = self._next(self._limit, alone=True)
+                self._taken = list(batch)
             try:
                 self._worker.post(functools.partial(self._work, batch))
                 self._busy = True
@@ -149,11 +173,12 @@ class Batcher:
                 for ticket in batch:
                     ticket.deliver(fresh(error))
 
-    def _next_batch(self) -> list[Ticket]:
-        batch = [self._pending.popleft()]
-        while self._pending and len(batch) < self._limit:
-            if batch[0].request.alone or self._pending[0].request.alone:
-                break
+    def _next(self, count: int, *, alone: bool) -> list[Ticket]:
+        """Take the next requests; one that is to be alone comes alone, or not at all."""
+        batch: list[Ticket] = []
+        while self._pending and len(batch) < count:
+            if self._pending[0].request.alone:
+                return batch if batch or not alone else [self._pending.popleft()]
             batch.append(self._pending.popleft())
         return batch
 
@@ -165,10 +190,12 @@ class Batcher:
         except Exception as error:  # the backend's; whoever has no answer yet is told
             told = ProviderError(f"The model's batch failed: {foreign(error)}")
         finally:
-            self._mailbox.post(self._worked, batch, told)
+            self._mailbox.post(self._worked, told)
 
-    def _worked(self, batch: list[Ticket], told: ProviderError) -> None:
+    def _worked(self, told: ProviderError) -> None:
         self._busy = False
+        with self._lock:
+            batch, self._taken = self._taken, []
         for ticket in batch:
             if not ticket.ended:
                 ticket.deliver(fresh(told))
@@ -176,9 +203,13 @@ class Batcher:
 
     async def _let_go(self, ticket: Ticket) -> None:
         ticket.cancelled = True
-        if ticket in self._pending:
-            self._pending.remove(ticket)
-            return
+        with self._lock:
+            if ticket in self._pending:
+                self._pending.remove(ticket)
+                return
+            unwanted = all(other.cancelled or other.ended for other in self._taken)
+        if unwanted and self._on_cancel is not None:
+            self._on_cancel()
         # The thread still computes for it: whoever holds the model must hold it until it stops. A
         # second cancellation of this task changes nothing about that.
         while not ticket.ended:

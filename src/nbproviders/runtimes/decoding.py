@@ -57,7 +57,7 @@ class Batch:
 
     def keep(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Keep the logits of this step, ``(rows, vocabulary)``, as they came from the model."""
-        self._logits = scores
+        self._logits = scores.clone()  # a sampler after this writes into them
         return scores
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import gc
-import threading
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from nbproviders.core.completion import Finish, Usage
-from nbproviders.core.model import Model, ModelInfo, Stream
-from nbproviders.core.params import Messages, Request, as_request
-from nbproviders.core.tokens import Score, Token
-from nbproviders.errors import (
-    ClosedError,
-    InvalidRequestError,
-    ProviderError,
-    foreign,
-    fresh,
-    mapped,
-)
+from nbproviders.core.model import ModelInfo
+from nbproviders.core.params import Message
+from nbproviders.core.tokens import Token
 from nbproviders.runtimes import decoding, probabilities
-from nbproviders.runtimes.batching import Batcher, Ticket
 from nbproviders.runtimes.devices import release_cached, suit_threads
-from nbproviders.runtimes.rows import Row, continuation_ids, effective
+from nbproviders.runtimes.local import LocalModel, Stop
+from nbproviders.runtimes.rows import Row
 from nbproviders.runtimes.threads import Worker
-
-T = TypeVar("T")
 
 _UNBOUNDED_TOKENS = 1_000_000  # tokenizers say 1e30 for "no limit"
 _FALLBACK_ROOM_TOKENS = 512
 
 
-class TransformersModel(Model):
+class TransformersModel(LocalModel):
     """Generates with one persistent thread; concurrent requests go in left-padded batches.
 
     Parameters
@@ -59,18 +47,14 @@ class TransformersModel(Model):
     ) -> None:
         import torch
 
-        self._model, self._tokenizer, self._worker = model.eval(), tokenizer, worker
+        self._model, self._tokenizer = model.eval(), tokenizer
         self._eos_ids = _eos_ids(model, tokenizer)
         self._pad_id = _pad_id(tokenizer, self._eos_ids)
-        self._context_tokens = context_tokens(model.config, tokenizer)
-        own = model.generation_config
-        self._temperature = float(own.temperature or 1.0) if own.do_sample else 0.0
         # Padding and batch size change float sums; only float32 on a CPU gave equal texts throughout.
         self._exact = model.dtype is torch.float32 and model.device.type == "cpu"
         self._parameters = sum(p.numel() for p in model.parameters())
         limit = parallel or _parallel(self._parameters)
-        self._batcher = Batcher(worker, self._run_batch, limit)
-        self._closed = False
+        super().__init__(worker, limit)
         can = {"next_tokens", "score", "logprobs"}
         if getattr(tokenizer, "chat_template", None):
             can.add("chat")
@@ -78,7 +62,7 @@ class TransformersModel(Model):
             spec=spec or str(getattr(model, "name_or_path", "") or type(model).__name__),
             parallel=limit,
             memory_bytes=tensor_bytes(model),
-            context_tokens=self._context_tokens,
+            context_tokens=context_tokens(model.config, tokenizer),
             can=frozenset(can),
         )
 
@@ -91,36 +75,6 @@ class TransformersModel(Model):
     def tokenizer(self) -> Any:
         """Its tokenizer."""
         return self._tokenizer
-
-    def stream(self, request: str | Messages | Request) -> Stream:
-        """Generate; requests made together are computed together."""
-        asked = as_request(request)
-        return Stream(self._batcher.read(asked), asked, self.info.spec)
-
-    async def next_tokens(self, request: Request, k: int) -> tuple[Token, ...]:
-        """Return the most likely next tokens, from one pass over the prompt."""
-        return await self._told(self._next_tokens, request, k)
-
-    async def score(self, request: Request, continuation: str) -> Score:
-        """Return how likely a continuation is, from one pass over both."""
-        return await self._told(self._score, request, continuation)
-
-    async def _told(self, function: Callable[..., T], *arguments: Any) -> T:
-        stop = threading.Event()
-
-        def check() -> None:
-            if stop.is_set():
-                raise ClosedError("Nobody waits for it any more.")
-
-        return await self._worker.run_to_end(function, *arguments, check, on_cancel=stop.set)
-
-    async def aclose(self) -> None:
-        """Free the weights for real, whoever still holds the module, and end the thread."""
-        if self._closed:
-            return
-        self._closed = True
-        await self._worker.run(free_tensors, self._model)
-        await self._worker.close()
 
     # On the worker's thread from here on
 
@@ -139,114 +93,58 @@ class TransformersModel(Model):
                 input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
             )
 
-    def _next_tokens(
-        self, request: Request, k: int, check: Callable[[], None]
-    ) -> tuple[Token, ...]:
-        ids, _ = self._encode(request)
-        self._room(len(ids))
-        self._suit(1)
-        return probabilities.next_tokens(self._model, self._tokenizer, ids, k, check)
-
-    def _score(self, request: Request, continuation: str, check: Callable[[], None]) -> Score:
-        text, chat = self._rendered(request)
-        ids = self._ids(text, chat)
-        if self._model.config.is_encoder_decoder:
-            more = self._ids(continuation, chat=True)  # the decoder's text begins anew
-        else:
-            more = continuation_ids(lambda t: self._raw_ids(t, chat), text, ids, continuation)
-            self._room(len(ids) + len(more) - 1)
-        self._suit(1)
-        tokens = probabilities.score(self._model, self._tokenizer, ids, more, check)
-        return Score(tokens, self.info.spec, len(ids))
-
-    def _suit(self, rows: int) -> None:
-        if self._model.device.type == "cpu":
-            suit_threads(self._parameters * rows)
-
-    def _run_batch(self, tickets: Sequence[Ticket]) -> None:
-        try:
-            rows = [row for ticket in tickets if (row := self._row(ticket)) is not None]
-            if rows:
-                self._generate(rows)
-        except BaseException as error:  # whatever it is, each request must be told
-            told = error if isinstance(error, ProviderError) else None
-            for ticket in tickets:
-                failure = told or ProviderError(f"{self.info.spec} failed: {foreign(error)}")
-                failure.__cause__ = failure.__cause__ or foreign(error)
-                ticket.fail(fresh(failure))
-
     def _generate(self, rows: list[Row]) -> None:
         self._suit(len(rows))
         invariant = self._exact or rows[0].ticket.request.alone
         batch = decoding.Batch(rows, self._tokenizer, self._eos_ids, invariant)
         config = decoding.plain_config(self._model, self._pad_id, self._eos_ids)
-        with mapped(self.info.spec):
-            decoding.generate(self._model, batch, self._pad_id, config)
+        decoding.generate(self._model, batch, self._pad_id, config)
 
-    def _row(self, ticket: Ticket) -> Row | None:
-        """Return a request ready to run; None if it was cancelled or cannot be run."""
-        if ticket.cancelled:
-            ticket.end("", Finish("cancelled", Usage()))
-            return None
-        try:
-            with mapped(self.info.spec):
-                ids, chat = self._encode(ticket.request)
-                room = self._room(len(ids))
-        except ProviderError as error:
-            ticket.fail(fresh(error))
-            return None
-        params = effective(ticket.request.params, self._temperature, room)
-        return Row(ticket, ids, params, chat)
+    def _next_tokens(self, ids: list[int], k: int, stop: Stop) -> tuple[Token, ...]:
+        self._suit(1)
+        return probabilities.next_tokens(self._model, self._tokenizer, ids, k, stop.check)
 
-    def _encode(self, request: Request) -> tuple[list[int], bool]:
-        text, chat = self._rendered(request)
-        return self._ids(text, chat), chat
+    def _scored(self, ids: list[int], continuation: list[int], stop: Stop) -> tuple[Token, ...]:
+        self._suit(1)
+        return probabilities.score(self._model, self._tokenizer, ids, continuation, stop.check)
 
-    def _ids(self, text: str, chat: bool) -> list[int]:
-        return self._raw_ids(text, chat) or self._beginning()
+    def _suit(self, rows: int) -> None:
+        if self._model.device.type == "cpu":
+            suit_threads(self._parameters * rows)
 
-    def _raw_ids(self, text: str, chat: bool) -> list[int]:
-        # Not verbose: a prompt that is too long is refused below, with both numbers.
-        return list(self._tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"])
+    def _free(self) -> None:
+        free_tensors(self._model)
 
-    def _rendered(self, request: Request) -> tuple[str, bool]:
-        """Return the prompt's text, and whether it went through the chat template."""
-        template = getattr(self._tokenizer, "chat_template", None)
-        prompt = request.prompt
-        if isinstance(prompt, str) and (not template or request.chat is False):
-            return prompt, False
-        if not template:
-            raise InvalidRequestError(
-                f"{self.info.spec} has no chat template, so it cannot take messages.",
-                hint="Give plain text instead: m.generate(text).",
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        # Not verbose: a prompt that is too long is refused with both numbers.
+        return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _templated(self, turns: Sequence[Message]) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=True
             )
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        return self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        ), True
+        )
 
-    def _beginning(self) -> list[int]:
-        """What an empty text stands for: the beginning token alone."""
-        begin = self._tokenizer.bos_token_id
-        if begin is None:
-            raise InvalidRequestError(
-                f"{self.info.spec} has no beginning token, so an empty prompt says nothing to it.",
-                hint="Give it some text.",
-            )
-        return [begin]
+    @property
+    def _beginning(self) -> int | None:
+        found: int | None = self._tokenizer.bos_token_id
+        return found
+
+    @property
+    def _temperature(self) -> float:
+        own = self._model.generation_config
+        return float(own.temperature or 1.0) if own.do_sample else 0.0
+
+    def _continued(self, text: str, chat: bool, ids: list[int], continuation: str) -> list[int]:
+        if self._model.config.is_encoder_decoder:  # the decoder's text begins anew
+            return self._encode(continuation, special=False)
+        return super()._continued(text, chat, ids, continuation)
 
     def _room(self, prompt_tokens: int) -> int:
         if self._model.config.is_encoder_decoder:
-            return self._context_tokens or _FALLBACK_ROOM_TOKENS
-        if self._context_tokens is None:
-            return _FALLBACK_ROOM_TOKENS
-        if prompt_tokens >= self._context_tokens:
-            raise InvalidRequestError(
-                f"The prompt has {prompt_tokens} tokens; {self.info.spec} has a context of "
-                f"{self._context_tokens}, and at least one must stay free for the answer.",
-                hint="Shorten the prompt, or choose a model with a longer context.",
-            )
-        return self._context_tokens - prompt_tokens
+            return self.info.context_tokens or _FALLBACK_ROOM_TOKENS
+        return super()._room(prompt_tokens)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
