@@ -18,7 +18,7 @@ from nbproviders.errors import ConfigurationError
 
 COLUMNS = (
     "spec provider model prompt_id prompt expected repeat text finish error queue_s ttft_s total_s "
-    "prompt_tokens completion_tokens tokens_per_s score_right task"
+    "prompt_tokens cached_tokens completion_tokens tokens_per_s score_right task"
 ).split()
 FAILED = {
     "text": None,

@@ -129,3 +129,13 @@ async def test_asking_a_model_for_tokens_it_cannot_tell_is_an_error() -> None:
             m.next_tokens("a b")
         with pytest.raises(nbp.UnsupportedError, match="probability of each token"):
             list(m.stream("a b", logprobs=True))
+
+
+@in_virtual_time
+async def test_defaults_fill_what_a_request_does_not_give() -> None:
+    """A reference's seed is taken by requests without one, and by no other."""
+    home, loader = house(), ScriptedLoader()
+    model = LeasedModel(home, loader, defaults=nbp.GenerationParams(seed=7, max_tokens=5))
+    assert model._asked("a").params.given() == {"seed": 7, "max_tokens": 5}
+    assert model._asked("a", seed=1).params.given() == {"seed": 1, "max_tokens": 5}
+    assert (await model.generate("one two")).spec == "scripted:a"

@@ -253,3 +253,61 @@ async def test_cancelled_requests_do_not_harm_their_neighbours(engine: str) -> N
                 assert outcome == alone[place % len(PROMPTS)]
             else:
                 assert isinstance(outcome, (asyncio.CancelledError, nbp.Completion))
+
+
+# What only some engines have
+
+
+def test_a_known_beginning_is_not_computed_again() -> None:
+    """The second of two prompts that begin alike tells how much of it was known; its text is the same."""
+    pytest.importorskip("llama_cpp")
+    system = "Answer in one word. " * 8
+    with nbp.model("llama-cpp:demo-m") as m:
+        first = m.chat("12+30=", system=system)
+        second = m.chat("12+31=", system=system)
+        assert first.usage.cached_tokens < len(system)
+        assert len(system) < second.usage.cached_tokens < second.usage.prompt_tokens
+    nbp.unload_all()
+    with nbp.model("llama-cpp:demo-m") as m:
+        assert m.chat("12+31=", system=system) == second
+
+
+def test_prompts_that_come_together_share_their_beginning() -> None:
+    """It is computed for the first of them, and copied for the others."""
+    pytest.importorskip("llama_cpp")
+    system = "Answer in one word. " * 8
+    asks = [f"{n}+30=" for n in range(12, 24)]
+    turns = [[{"role": "system", "content": system}, {"role": "user", "content": a}] for a in asks]
+    with nbp.model("llama-cpp:demo-m") as m:
+        together = m.generate_many(turns)
+        known = [text.usage.cached_tokens for text in together]
+        alone = [str(m.generate(turn)) for turn in turns]
+    assert min(sorted(known)[1:]) >= len(system)
+    assert [str(text) for text in together] == alone
+
+
+def test_an_invariant_request_computes_all_of_itself() -> None:
+    """What came before cannot matter to it."""
+    pytest.importorskip("llama_cpp")
+    with nbp.model("llama-cpp:demo-m?invariant=true") as m:
+        first = m.generate("reverse otter:")
+        again = m.generate("reverse otter:")
+        many = m.generate_many(["12+30=", "reverse otter:"])
+    assert (first.usage.cached_tokens, again.usage.cached_tokens) == (0, 0)
+    assert [text.usage.cached_tokens for text in many] == [0, 0]
+    assert all(text.batch_invariant for text in (first, again, *many))
+
+
+def test_a_references_seed_is_taken_where_a_request_gives_none() -> None:
+    """And it does not make another resource: the weights are shared."""
+    pytest.importorskip("llama_cpp")
+    options = {"temperature": 1.5, "max_tokens": 12}
+    with (
+        nbp.model("llama-cpp:demo-m?seed=5") as seeded,
+        nbp.model("llama-cpp:demo-m") as plain,
+    ):
+        drawn = seeded.generate("hello", **options)
+        assert drawn.params.seed == 5
+        assert drawn == plain.generate("hello", seed=5, **options)
+        assert seeded.generate("hello", seed=6, **options).params.seed == 6
+        assert len(nbp.residents()) == 1

@@ -15,6 +15,7 @@ from nbproviders.authoring.progress import Line, bar
 from nbproviders.catalog import aliases
 from nbproviders.core import engine
 from nbproviders.core.client import Client, SyncClient
+from nbproviders.core.params import GenerationParams
 from nbproviders.errors import ClosedError
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.entry import Lease, Loader
@@ -38,6 +39,8 @@ class Opened:
         Of the alias table it was resolved by.
     watch
         Files that decide what it is; if one changes, it must be resolved anew.
+    defaults
+        Parameters that requests take where they give none.
     """
 
     def __init__(
@@ -47,12 +50,13 @@ class Opened:
         alone: bool,
         alias_version: int,
         watch: tuple[Path, ...] = (),
+        defaults: GenerationParams | None = None,
     ) -> None:
         self.loader = loader
         self._alias_version = alias_version
         self._watch = [(str(path), _stamp(str(path))) for path in watch]
         self._residency = residencies.default()
-        self.model = LeasedModel(self._residency, loader, chat=chat, alone=alone)
+        self.model = LeasedModel(self._residency, loader, chat=chat, alone=alone, defaults=defaults)
         self._reopen = (
             f'It ended with its block. Open it again: async with provider.model("{loader.spec.name}")'
             f' as m: …, or keep it: m = await nbp.load("{loader.spec}")'

@@ -24,6 +24,7 @@ from nbproviders.authoring.options import Option, check, split
 from nbproviders.catalog import aliases
 from nbproviders.core import engine
 from nbproviders.core.client import SyncClient
+from nbproviders.core.params import GenerationParams
 from nbproviders.core.spec import ModelSpec, ResourceKey, canonical, is_secret, split_options
 from nbproviders.errors import ConfigurationError, ProviderError, foreign
 from nbproviders.residency import residency as residencies
@@ -200,13 +201,18 @@ class ModelProvider(ABC):
         values = check(self.options, load_options, self.name)
         target = aliases.resolve(model, self.name)
         key, watch = self._key(target, values)
-        return Opened(self._loader(reference, key), chat, alone, version, watch)
+        loader = self._loader(reference, key)
+        return Opened(loader, chat, alone, version, watch, self._params(key.values))
 
     def _key(self, model: str, values: dict[str, Any]) -> tuple[ResourceKey, tuple[Any, ...]]:
         """Return the key of a resolved model, and the files whose change makes it another."""
         declared = self.options or {}
         loads = {k: v for k, v in values.items() if k not in declared or declared[k].loads}
         return ResourceKey(self._origin, model, _canonical_or_alone(loads), values=values), ()
+
+    def _params(self, values: Mapping[str, Any]) -> GenerationParams | None:
+        """Return the parameters that these load options set for requests that give none."""
+        return None
 
     def _loader(self, spec: ModelSpec, key: ResourceKey) -> Loader:
         return ResourceLoader(self, spec, key)

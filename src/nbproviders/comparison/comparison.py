@@ -33,6 +33,7 @@ _ORDER = (
     "ttft_s",
     "total_s",
     "prompt_tokens",
+    "cached_tokens",
     "completion_tokens",
     "tokens_per_s",
 )
@@ -47,6 +48,7 @@ _METRICS = {
     "tokens_per_s": "tokens per second",
     "completion_tokens": "tokens written",
     "prompt_tokens": "tokens read",
+    "cached_tokens": "tokens read before",
 }
 
 
@@ -93,8 +95,9 @@ class Comparison:
         """All cells, one a row: what was asked, what came back, times in seconds, scores.
 
         Columns are spec, provider, model, prompt_id, prompt, expected, repeat, text, finish, error,
-        queue_s, ttft_s, total_s, prompt_tokens, completion_tokens, tokens_per_s, a ``score_<name>`` for
-        each scorer, and then what else came with the prompts, such as ``task``.
+        queue_s, ttft_s, total_s, prompt_tokens, cached_tokens (those not computed again),
+        completion_tokens, tokens_per_s, a ``score_<name>`` for each scorer, and then what else came with
+        the prompts, such as ``task``.
         """
         import pandas as pd
 
@@ -104,7 +107,7 @@ class Comparison:
         frame = pd.DataFrame(self._rows, columns=[*known, *extra])
         for name in (*_METRICS, *scores):
             frame[name] = pd.to_numeric(frame[name].map(_number))
-        for name in ("prompt_tokens", "completion_tokens"):
+        for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
             frame[name] = frame[name].astype("Int64")
         return frame
 

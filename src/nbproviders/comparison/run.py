@@ -202,6 +202,7 @@ _NOTHING: Row = {
     "ttft_s": None,
     "total_s": None,
     "prompt_tokens": None,
+    "cached_tokens": None,
     "completion_tokens": None,
     "tokens_per_s": None,
 }
@@ -217,6 +218,7 @@ def _told(outcome: Completion | ProviderError) -> Row:
         "ttft_s": outcome.ttft_s,
         "total_s": outcome.total_s,
         "prompt_tokens": outcome.usage.prompt_tokens,
+        "cached_tokens": outcome.usage.cached_tokens,
         "completion_tokens": outcome.usage.completion_tokens,
         "tokens_per_s": outcome.tokens_per_s,
     }

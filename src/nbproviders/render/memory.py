@@ -14,9 +14,14 @@ _STYLE = "text-align:left;padding:2px 10px 2px 0;font-variant-numeric:tabular-nu
 
 
 class Residents(list[Resident]):
-    """Models in memory, loading or leaving."""
+    """Models in memory, loading or leaving; under the table what their loading told."""
 
     _heads = ("model", "state", "memory", "open", "running", "idle", "loaded in")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how they were loaded, such as a step that was left out and why."""
+        return [f"{one.spec}: {note}" for one in self for note in one.notes]
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
@@ -34,10 +39,13 @@ class Residents(list[Resident]):
         ]
 
     def _repr_html_(self) -> str:
-        return _table(self._heads, self._rows(), "Nothing is in memory.")
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        table = _table(self._heads, self._rows(), "Nothing is in memory.")
+        return f"{table}<ul>{notes}</ul>" if notes else table
 
     def __repr__(self) -> str:
-        return _lines(self._heads, self._rows(), "Nothing is in memory.")
+        table = _lines(self._heads, self._rows(), "Nothing is in memory.")
+        return "\n".join([table, *self.notes])
 
 
 class Events(list[Event]):

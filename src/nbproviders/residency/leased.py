@@ -26,6 +26,8 @@ class LeasedModel(Model):
         How it is loaded.
     chat, alone
         What a request that does not say takes: the reference's options ``chat`` and ``invariant``.
+    defaults
+        Parameters that a request takes where it gives none.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class LeasedModel(Model):
         *,
         chat: bool | None = None,
         alone: bool = False,
+        defaults: GenerationParams | None = None,
     ) -> None:
         self._residency = residency
         self._loader = loader
         self._chat = chat
         self._alone = alone
+        self._defaults = {} if defaults is None else defaults.given()
         self._known: ModelInfo | None = None
 
     @property
@@ -53,7 +57,10 @@ class LeasedModel(Model):
     def _asked(self, request: str | Messages | Request, **changes: Any) -> Request:
         asked = as_request(request, **changes)
         chat = self._chat if asked.chat is None else asked.chat
-        return replace(asked, chat=chat, alone=self._alone or asked.alone)
+        params = asked.params
+        if self._defaults:
+            params = params.merged(**{**self._defaults, **params.given()})
+        return replace(asked, params=params, chat=chat, alone=self._alone or asked.alone)
 
     def stream(self, request: str | Messages | Request) -> Stream:
         """Stream under a hard lease that ends when the model's computation ends."""
