@@ -1,4 +1,6 @@
-"""GGUF models here, and the same file in bare llama-cpp-python, in one process: ``python benchmarks/gguf.py [file …]``.
+"""GGUF models here, and the same file in bare llama-cpp-python, in one process.
+
+Run: python benchmarks/gguf.py [file …]
 
 Measured: tokens a second of one request, 64 prompts through a comparison against one by one, and the time to
 the first token of a second request that begins like the first. Rounds of both sides alternate, so that what

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -157,7 +157,7 @@ def test_construction(target: Any, given: dict[str, Any], read: Any) -> None:
 
 
 def test_configuration_that_is_not_taken() -> None:
-    """The error lists the parameters there are."""
+    """The error names the field and lists those there are."""
     nbp.register_provider("lab", Lab)
     with pytest.raises(ConfigurationError, match="'lab' does not take colour") as caught:
         nbp.create_provider("lab", colour="red")
@@ -179,6 +179,67 @@ def test_a_constructor_that_fails() -> None:
     assert "abcdef" not in str(caught.value)
     with pytest.raises(ModelAccessError, match="gated"):
         nbp.create_provider("bad", kind="x")
+
+
+class Typed(Lab):
+    def __init__(
+        self,
+        level: str = "default",
+        kernels: bool = True,
+        scale: float = 1.0,
+        names: list[str] | None = None,
+        kind: Literal["a", "b"] = "a",
+        place: Path = Path(),
+        seed: int = None,  # type: ignore[assignment]  # noqa: RUF013  # as many write it
+    ) -> None:
+        self.given = (level, kernels, scale, names, kind, place, seed)
+
+
+def typed(level: str, scale: float = 1.0) -> Lab:
+    return Lab()
+
+
+@pytest.mark.parametrize(
+    ("target", "config", "words"),
+    [
+        (Typed, {"levle": "x"}, "does not take levle"),
+        (Typed, {"level": 3}, "takes level as str, not int: 3"),
+        (Typed, {"kernels": "yes"}, "takes kernels as bool, not str: 'yes'"),
+        (Typed, {"scale": "1"}, "takes scale as float, not str: '1'"),
+        (Typed, {"names": "one"}, "takes names as list[str] | None, not str: 'one'"),
+        (Typed, {"kind": "c"}, "takes kind as Literal['a', 'b'], not str: 'c'"),
+        (typed, {"scale": 2}, "needs level"),
+        (typed, {"level": None}, "takes level as str, not NoneType"),
+        (Duck, {"colour": "red"}, "does not take colour"),
+        (EchoProvider, {"seed": 1}, "does not take seed"),
+    ],
+)
+def test_a_field_that_cannot_be(
+    target: Any, config: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """From code or a file, an unknown or badly typed field is named, with the fields there are."""
+    nbp.register_provider("lab", target)
+    path = tmp_path / "provider.json"
+    path.write_text(json.dumps({"provider": "lab", "provider_config": config}))
+    for make in (lambda: nbp.create_provider("lab", **config), lambda: nbp.load_provider(path)):
+        with pytest.raises(ConfigurationError) as caught:
+            make()
+        assert f"The provider 'lab' {words}" in str(caught.value)
+        assert "Its fields: " in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"level": "aggressive", "kernels": False, "scale": 2, "kind": "b"},
+        {"names": ["one"], "seed": None},
+        {"names": None, "place": "here"},
+    ],
+)
+def test_fields_that_fit(config: dict[str, Any]) -> None:
+    """Values of the annotated types are taken, a whole number for a float, None where it is the default."""
+    nbp.register_provider("lab", Typed)
+    assert isinstance(nbp.create_provider("lab", **config), Typed)
 
 
 # Registering

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,13 +13,20 @@ from typing import Any
 
 from nbproviders.authoring.opening import ModelContext
 from nbproviders.authoring.provider import ModelProvider
-from nbproviders.authoring.wrapped import as_provider
+from nbproviders.authoring.wrapped import as_provider, construct
 from nbproviders.core.spec import ModelSpec, canonical
-from nbproviders.errors import ConfigurationError, ProviderError, foreign
+from nbproviders.errors import ConfigurationError, foreign
+from nbproviders.runtimes.devices import cuda_count
 
 GROUPS = ("nbproviders.providers", "dotevals.model_providers", "doteval.model_providers")
 # What a built-in provider imports when first used, and the extra that brings it.
-_NEEDS = {"transformers": (("torch", "transformers", "safetensors"), "transformers")}
+_NEEDS = {
+    "llama-cpp": (("llama_cpp",), "llama-cpp"),
+    "optimized": (("torch", "transformers", "safetensors"), "transformers"),
+    "transformers": (("torch", "transformers", "safetensors"), "transformers"),
+    "unsloth": (("unsloth",), "unsloth"),
+}
+_NEED_CUDA = frozenset({"unsloth"})
 _OURS = "nbproviders.providers."
 
 
@@ -162,9 +168,12 @@ def _info(name: str) -> ProviderInfo:
 def _missing(name: str) -> str:
     modules, extra = _NEEDS.get(name, ((), ""))
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
-    if not absent:
-        return ""
-    return f'{", ".join(absent)} not installed: pip install "nbproviders[{extra}]"'
+    reasons = []
+    if absent:
+        reasons.append(f'{", ".join(absent)} not installed: pip install "nbproviders[{extra}]"')
+    if name in _NEED_CUDA and not cuda_count():
+        reasons.append("it needs a CUDA GPU, and there is none here")
+    return "; ".join(reasons)
 
 
 def _load(name: str, point: EntryPoint) -> Any:
@@ -222,7 +231,7 @@ def _construct(name: str, config: dict[str, Any]) -> ModelProvider:
                 f"The provider {name!r} is not available: {reason or _broken[name]}"
             )
     if callable(target) and not isinstance(target, ModelProvider):
-        target = _call(target, name, config)
+        target = construct(target, name, config)
     elif config:
         raise ConfigurationError(
             f"The provider {name!r} is an instance already and takes no configuration: "
@@ -231,32 +240,6 @@ def _construct(name: str, config: dict[str, Any]) -> ModelProvider:
     provider = as_provider(target, name)
     provider.go_by(name)
     return provider
-
-
-def _call(target: Callable[..., Any], name: str, config: dict[str, Any]) -> Any:
-    """Call a class or factory with the keywords it takes, or with one dict if it takes ``config``."""
-    signature = inspect.signature(target)
-    parameters = signature.parameters
-    try:
-        signature.bind(**config)
-        arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), config)
-    except TypeError:
-        if list(parameters) != ["config"]:
-            raise ConfigurationError(
-                f"The provider {name!r} does not take {', '.join(config) or 'no arguments'}.",
-                hint=f"Its parameters: {signature}.",
-            ) from None
-        arguments = ((dict(config),), {})
-    if config and "config" not in config and list(parameters) == ["config"]:
-        arguments = ((dict(config),), {})
-    try:
-        return target(*arguments[0], **arguments[1])
-    except ProviderError:
-        raise
-    except Exception as error:  # a plugin's constructor
-        raise ConfigurationError(
-            f"The provider {name!r} could not be made: {foreign(error)}"
-        ) from foreign(error)
 
 
 def load_provider(path: str | Path) -> ModelProvider:
@@ -277,7 +260,7 @@ def load_provider(path: str | Path) -> ModelProvider:
     if not isinstance(found, dict) or not isinstance(found.get("provider"), str):
         raise ConfigurationError(
             f"The provider file {place} must hold provider and provider_config.",
-            hint='For example {"provider": "echo", "provider_config": {"seed": 1}}.',
+            hint='For example {"provider": "transformers", "provider_config": {"dtype": "float32"}}.',
         )
     config = found.get("provider_config") or {}
     if not isinstance(config, dict):

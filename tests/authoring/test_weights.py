@@ -208,3 +208,26 @@ def test_a_subclass_writes_all_four() -> None:
 
     with pytest.raises(TypeError, match="get_provider_name"):
         Half()  # type: ignore[abstract]
+
+
+# torch's compiler imports a part of torch that warns of itself.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+async def test_what_torch_compile_made_of_a_model() -> None:
+    """A compiled transformers model answers as the module inside, and says that compiling was idle."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    path = str(nbp.demo.path("demo-m"))
+
+    class Compiling(Author):
+        def load_model(self, model_id, model_class, **kw):  # type: ignore[no-untyped-def]
+            kw.pop("quantization_config")
+            return torch.compile(getattr(transformers, model_class).from_pretrained(model_id, **kw))
+
+        def load_tokenizer(self, model_id, **kw):  # type: ignore[no-untyped-def]
+            return transformers.AutoTokenizer.from_pretrained(model_id)
+
+    async with WrappedWeights(Compiling()).model(path, device_map="cpu") as m:
+        assert await m.generate("12+30=") == "42"
+        assert isinstance(m.raw, transformers.PreTrainedModel)
+        [note] = m.info.notes
+        assert "model.forward = torch.compile(model.forward)" in note

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,10 +196,139 @@ def test_validate_model_access(tmp_path: Path) -> None:
         provider.validate_model_access(str(tmp_path / "nowhere"))
 
 
-def test_the_constructor_refuses_what_is_no_option() -> None:
-    """A misspelt default is refused when the provider is made."""
-    with pytest.raises(nbp.ConfigurationError, match="dtpe"):
-        nbp.create_provider("transformers", dtpe="float32")
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"dtpe": "float32"}, "Did you mean 'dtype'"),
+        ({"dtype": 32}, "must be str, not int"),
+        ({"dtype": "int3"}, "float32, float16, bfloat16"),
+        ({"parallel": 0}, "at least 1"),
+        ({"parallel": True}, "must be int, not bool"),
+        ({"quantization": "nf5"}, "nf4, fp4, int8"),
+        ({"quantization_config": {"load_in_4bits": True}}, "load_in_4bits"),
+        ({"trust_remote_code": "yes"}, "must be bool"),
+    ],
+)
+def test_the_constructor_checks_as_setup_does(config: dict[str, Any], words: str) -> None:
+    """A misspelt, badly typed or impossible default is refused when the provider is made."""
+    with pytest.raises(nbp.ConfigurationError) as caught:
+        nbp.create_provider("transformers", **config)
+    assert words in str(caught.value)
+
+
+def test_what_is_given_with_the_model_wins_even_if_it_is_the_usual() -> None:
+    """Setup says auto, the constructor bfloat16: auto it is."""
+    provider = TransformersProvider(dtype="bfloat16")
+    assert provider.resolve("demo-xs", dtype="auto") == TransformersProvider().resolve("demo-xs")
+    assert provider.resolve("demo-xs") != provider.resolve("demo-xs", dtype="auto")
+
+
+async def test_teardown_all_frees_what_was_loaded() -> None:
+    """After teardown_all nothing of the provider is in memory."""
+    provider = TransformersProvider()
+    await provider.setup("demo-xs")
+    assert nbp.residents()
+    await provider.teardown_all()
+    assert nbp.residents() == []
+
+
+def test_a_subclass_keeps_its_models_apart() -> None:
+    """A subclass may load otherwise: it shares neither keys nor weights, but short names."""
+
+    class Mine(TransformersProvider): ...
+
+    mine, theirs = Mine(), TransformersProvider()
+    assert mine.resolve("demo-xs").model == theirs.resolve("demo-xs").model
+    assert mine.resolve("demo-xs") != theirs.resolve("demo-xs")
+    assert mine.validate_model_access("demo-xs")
+
+
+# Quantization
+
+
+@pytest.mark.parametrize("word", ["nf4", "fp4", "int8"])
+def test_a_quantized_model_answers_and_is_charged_as_such(word: str) -> None:
+    """In 4 or 8 bits demo-m still adds, takes a part of the bytes, and is estimated as it is charged."""
+    pytest.importorskip("bitsandbytes")
+    provider = nbp.create_provider("transformers")
+    expected = provider.estimate(provider.resolve(f"demo-m?device=cpu&quantization={word}"))
+    with nbp.model(f"transformers:demo-m?device=cpu&quantization={word}") as model:
+        assert model.generate("12+30=") == "42"
+        charged = nbp.residents()[0].bytes["cpu"]
+        scales = model.raw.model.layers[0].mlp.up_proj.scales
+    assert expected["cpu"] == pytest.approx(charged, rel=0.05)
+    with nbp.model("transformers:demo-m?device=cpu"):
+        assert 3 * charged < sum(r.bytes["cpu"] for r in nbp.residents()) - charged
+    nbp.unload_all()
+    assert scales.untyped_storage().size() == 0
+
+
+def test_the_word_and_its_configuration_share_weights() -> None:
+    """quantization=nf4, and what it stands for, is one model; another kind is another."""
+    provider = TransformersProvider()
+    written = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    }
+    word = provider.resolve("demo-xs?quantization=nf4")
+    assert word == provider.resolve("demo-xs", quantization_config=written)
+    assert word != provider.resolve("demo-xs?quantization=fp4")
+    assert word != provider.resolve("demo-xs")
+
+
+def test_a_ready_configuration_through_load_model() -> None:
+    """A BitsAndBytesConfig loads as it is, and a word's settings as a mapping; a conflict is refused."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    provider, path = TransformersProvider(), str(nbp.demo.path("demo-xs"))
+    ready = BitsAndBytesConfig(load_in_8bit=True)
+    for given in (ready, {"load_in_8bit": True}):
+        model = provider.load_model(path, quantization_config=given, device_map="cpu")
+        assert model.is_loaded_in_8bit
+    with pytest.raises(nbp.ConfigurationError, match="4 and 8 bits at once"):
+        provider.load_model(
+            path, quantization_config={"load_in_8bit": True, "load_in_4bit": True}, device_map="cpu"
+        )
+
+
+def test_quantization_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without bitsandbytes the load is refused before weights are read, and before room is made."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    write_llama(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(nbp.ConfigurationError, match="needs the package bitsandbytes"):
+        nbp.load_sync(f"transformers:{tmp_path}?device=cpu&quantization=nf4")
+    with pytest.raises(nbp.ConfigurationError, match="needs the package bitsandbytes"):
+        TransformersProvider().load_model(
+            str(tmp_path), quantization_config={"load_in_4bit": True}, device_map="cpu"
+        )
+
+
+def test_a_quantized_checkpoint_is_not_quantized_again(tmp_path: Path) -> None:
+    """A checkpoint saved in 8 bits loads as it is; asked for 4 bits it is refused by its method."""
+    pytest.importorskip("bitsandbytes")
+    provider = TransformersProvider()
+    source = str(nbp.demo.path("demo-m"))
+    model = provider.load_model(
+        source, quantization_config={"load_in_8bit": True}, device_map="cpu"
+    )
+    model.save_pretrained(tmp_path)
+    provider.load_tokenizer(source).save_pretrained(tmp_path)
+    with nbp.model(f"transformers:{tmp_path}?device=cpu") as again:
+        assert again.generate("12+30=") == "42"
+    with pytest.raises(nbp.ConfigurationError, match="quantized already, by bitsandbytes"):
+        nbp.load_sync(f"transformers:{tmp_path}?device=cpu&quantization=nf4")
+
+
+def test_a_class_that_does_not_fit_is_told_by_the_load(tmp_path: Path) -> None:
+    """A causal model asked as seq2seq is refused before its weights are read, with what to write."""
+    folder = write_llama(tmp_path)
+    with pytest.raises(nbp.ModelAccessError, match="model_class=AutoModelForCausalLM"):
+        nbp.load_sync(f"transformers:{folder}?model_class=AutoModelForSeq2SeqLM")
+    with pytest.raises(nbp.ModelAccessError, match="AutoModelForSeq2SeqLM cannot load"):
+        TransformersProvider().validate_model_access(str(folder), "AutoModelForSeq2SeqLM")
 
 
 async def test_the_load_reports_bytes() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -55,6 +58,24 @@ def test_small_work_takes_one_core_of_this_thread_alone() -> None:
         thread.join()
     assert seen == {"small": 1, "large": everything, "later": everything}
     assert torch.get_num_threads() == everything
+
+
+def test_cuda_devices_are_counted_without_torch() -> None:
+    """The count is torch's own, and asking imports nothing; devices that are hidden do not count."""
+    code = (
+        "import sys, nbproviders.runtimes.devices as d; n = d.cuda_count();"
+        "print(n, 'torch' in sys.modules); import torch; print(d.cuda_count() == n)"
+    )
+    for hidden in ({}, {"CUDA_VISIBLE_DEVICES": ""}):
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **hidden},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        count = 0 if hidden else torch.cuda.device_count()
+        assert ran.stdout.split() == [str(count), "False", "True"]
 
 
 @pytest.mark.gpu

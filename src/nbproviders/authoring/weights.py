@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -74,7 +75,7 @@ class WeightsProvider(ResidentProvider):
             tokenizer = self.load_tokenizer(key.model)
         except Exception as error:  # the author's code; raised again with what is known of it
             raise self._explained(key.model, model_class, error) from foreign(error)
-        return adapt(model, tokenizer=tokenizer)
+        return _adapted(model, tokenizer)
 
     def _explained(self, model_id: str, model_class: str, error: Exception) -> ProviderError:
         """Return a failed load as one of our errors, with the access check's refusal as its hint."""
@@ -93,6 +94,22 @@ class WeightsProvider(ResidentProvider):
             told = refusal if isinstance(refusal, ModelAccessError) else foreign(refusal)
             failure.hint = str(told)
         return failure
+
+
+_IDLE_COMPILE = (
+    "torch.compile(model) does not reach generate(), which calls the module inside; to compile it, write "
+    "model.forward = torch.compile(model.forward)"
+)
+
+
+def _adapted(thing: Any, tokenizer: Any) -> Model:
+    """Adapt what was loaded; of what torch.compile made of a module, the module inside."""
+    kind = type(thing)
+    if not (kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch.")):
+        return adapt(thing, tokenizer=tokenizer)
+    model = adapt(thing._orig_mod, tokenizer=tokenizer)
+    model.info = dataclasses.replace(model.info, notes=(*model.info.notes, _IDLE_COMPILE))
+    return model
 
 
 class WrappedWeights(WeightsProvider):

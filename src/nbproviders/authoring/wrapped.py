@@ -1,13 +1,15 @@
-"""Objects that are providers in all but their base class."""
+"""Providers made from classes and factories, and objects that are providers in all but their base class."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Any, cast
+import inspect
+import types
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from nbproviders.authoring.provider import ModelHandle, ModelProvider
 from nbproviders.authoring.weights import WEIGHTS_METHODS, WrappedWeights
-from nbproviders.errors import ConfigurationError
+from nbproviders.errors import ConfigurationError, ProviderError, foreign
 
 
 class WrappedResource(ModelProvider):
@@ -57,3 +59,103 @@ def as_provider(thing: Any, name: str) -> ModelProvider:
         )
     wrapped.go_by(name)
     return wrapped
+
+
+def construct(target: Callable[..., Any], name: str, config: Mapping[str, Any]) -> Any:
+    """Call a class or factory with the keywords it takes, or with one dict if it takes ``config``.
+
+    Raises
+    ------
+    ConfigurationError
+        For a field that it does not take or lacks, a value of another type than its annotation says,
+        and where it fails.
+    """
+    signature = _signature(target)
+    parameters = signature.parameters
+    whole = list(parameters) == ["config"] and list(config) != ["config"]
+    given: dict[str, Any] = dict(config)
+    if whole and (config or parameters["config"].default is inspect.Parameter.empty):
+        given = {"config": dict(config)}
+    try:
+        bound = signature.bind(**given)
+    except TypeError:
+        raise _refused(name, config, parameters) from None
+    _check_types(target, name, bound.arguments, parameters)
+    try:
+        return target(*bound.args, **bound.kwargs)
+    except ProviderError:
+        raise
+    except Exception as error:  # a plugin's constructor
+        raise ConfigurationError(
+            f"The provider {name!r} could not be made: {foreign(error)}"
+        ) from foreign(error)
+
+
+def _signature(target: Callable[..., Any]) -> inspect.Signature:
+    """Return what a class or factory takes; a class without a constructor of its own takes nothing."""
+    if isinstance(target, type) and _init(target) is object.__init__:
+        return inspect.Signature()
+    return inspect.signature(target)
+
+
+def _init(cls: type) -> Callable[..., Any]:
+    found: Callable[..., Any] = cls.__init__  # type: ignore[misc]  # of this very class
+    return found
+
+
+def _refused(
+    name: str, config: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> ConfigurationError:
+    known = [p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD]
+    unknown = [field for field in config if field not in known]
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.name in known]
+    wrong = f"does not take {', '.join(unknown)}"
+    if not unknown:
+        wrong = f"needs {', '.join(field for field in needed if field not in config)}"
+    return ConfigurationError(
+        f"The provider {name!r} {wrong}.",
+        hint=f"Its fields: {', '.join(map(str, parameters.values())) or 'none'}.",
+    )
+
+
+def _check_types(
+    target: Callable[..., Any],
+    name: str,
+    given: Mapping[str, Any],
+    parameters: Mapping[str, inspect.Parameter],
+) -> None:
+    """Compare plain values, as files hold them, with plain annotations; all else is left to the code."""
+    try:
+        hints = get_type_hints(_init(target) if isinstance(target, type) else target)
+    except (NameError, TypeError, AttributeError):  # annotations that cannot be resolved here
+        return
+    for field, value in given.items():
+        hint = hints.get(field, Any)
+        optional = value is None and parameters[field].default is None
+        if optional or parameters[field].kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        if not _fits(value, hint):
+            told = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise ConfigurationError(
+                f"The provider {name!r} takes {field} as {told}, not {type(value).__name__}: "
+                f"{value!r:.60}.",
+                hint=f"Its fields: {', '.join(map(str, parameters.values()))}.",
+            )
+
+
+_PLAIN = (type(None), bool, int, float, str, list, dict)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value fits a plain annotation; True for what is neither."""
+    if type(value) not in _PLAIN:
+        return True
+    made_of = get_origin(hint)
+    if made_of in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if made_of is Literal:
+        return value in get_args(hint)
+    kind = made_of or hint
+    if kind not in _PLAIN:
+        return True
+    return type(value) is kind or (kind is float and type(value) is int)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextvars
+import dataclasses
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from nbproviders.authoring.options import Option
+from nbproviders.authoring.options import Option, check
 from nbproviders.authoring.weights import DEFAULT_CLASS, WeightsProvider
+from nbproviders.catalog import aliases
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey, canonical
-from nbproviders.errors import (
-    ConfigurationError,
-    InsufficientMemoryError,
-    foreign,
-)
+from nbproviders.errors import ConfigurationError, InsufficientMemoryError, foreign
 from nbproviders.residency import residency
 from nbproviders.residency.entry import Progress
-from nbproviders.runtimes import checkpoints, devices, hub, threads
+from nbproviders.runtimes import checkpoints, devices, hub, quantization, threads
 
-_CLASSES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+if TYPE_CHECKING:
+    from nbproviders.runtimes.transformers import TransformersModel
+
+logger = logging.getLogger(__name__)
+
+_CLASSES = (checkpoints.CAUSAL_CLASS, checkpoints.SEQ2SEQ_CLASS)
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
+_notes: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("notes", default=None)
 
 
 class TransformersProvider(WeightsProvider):
@@ -35,7 +41,7 @@ class TransformersProvider(WeightsProvider):
     Raises
     ------
     ConfigurationError
-        For a default that is no option.
+        For a default that is no option, or has a wrong value.
     """
 
     name = "transformers"
@@ -46,61 +52,87 @@ class TransformersProvider(WeightsProvider):
         "revision": Option((str,), None, "Branch, tag or commit on the Hub."),
         "attn_implementation": Option((str,), None, "sdpa, eager, flash_attention_2 …"),
         "model_class": Option((str,), None, f"One of {', '.join(_CLASSES)}; None finds it."),
-        "quantization_config": Option((dict,), None, "As transformers takes it."),
+        "quantization": Option((str,), None, f"One of {', '.join(quantization.SHORT)}."),
+        "quantization_config": Option((dict,), None, "As BitsAndBytesConfig takes it."),
         "trust_remote_code": Option((bool,), False, "Run code that comes with the model."),
         "allow_pickle": Option((bool,), False, "Load pickled weights, which can run any code."),
         "parallel": Option((int,), None, "Most requests in one batch.", loads=False),
     }
 
     def __init__(self, **defaults: Any) -> None:
-        unknown = [name for name in defaults if name not in self.options]
-        if unknown:
-            raise ConfigurationError(
-                f"The provider 'transformers' does not take {', '.join(unknown)}.",
-                hint=f"Its options: {', '.join(self.options)}.",
-            )
-        self._defaults = defaults
+        declared = type(self).options
+        given = {k: v for k, v in check(declared, defaults, self.name).items() if k in defaults}
+        self.options = {  # type: ignore[misc]  # the class's, with this provider's defaults
+            name: dataclasses.replace(option, default=given[name])
+            if given.get(name) is not None
+            else option
+            for name, option in declared.items()
+        }
+        self._settled({name: option.default for name, option in self.options.items()})
+        if type(self).__module__.startswith("nbproviders.providers."):
+            # Defaults are part of the options: providers that load the same weights share them.
+            self._origin = type(self).name
 
     def get_provider_name(self) -> str:
-        """Return ``transformers``."""
+        """Return the name it is registered by: ``transformers``."""
         return self.name
 
     # Keys and estimates
 
-    def _key(self, model: str, values: dict[str, Any]) -> tuple[ResourceKey, tuple[Path, ...]]:
-        chosen = {
-            k: self._defaults.get(k, v) if v == self.options[k].default else v
-            for k, v in values.items()
-        }
-        if chosen["dtype"] not in _DTYPES:
-            raise ConfigurationError(
-                f"dtype={chosen['dtype']!r} is not one of {', '.join(_DTYPES)}."
-            )
+    def _settled(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options as they are loaded, each checked by itself; no library is imported."""
+        fallback = type(self).options
+        chosen = {k: fallback[k].default if v is None else v for k, v in values.items()}
+        for name, allowed in (("dtype", _DTYPES), ("model_class", (None, *_CLASSES))):
+            if chosen[name] not in allowed:
+                raise ConfigurationError(
+                    f"{name}={chosen[name]!r} is not one of {', '.join(a for a in allowed if a)}."
+                )
         if chosen["parallel"] is not None and chosen["parallel"] < 1:
             raise ConfigurationError(f"parallel={chosen['parallel']} must be at least 1.")
+        # The word and the configuration it stands for are the same model.
+        chosen["quantization_config"] = quantization.normalised(
+            chosen.pop("quantization"), chosen["quantization_config"]
+        )
+        return chosen
+
+    def _key(self, model: str, values: dict[str, Any]) -> tuple[ResourceKey, tuple[Path, ...]]:
+        chosen, model = self._settled(values), meant(model)
         folder = checkpoints.folder_of(model, chosen["revision"])
         there = folder is not None and folder.is_dir()
         revision = checkpoints.revision_of(folder) if there and folder is not None else ""
         loads = {k: v for k, v in chosen.items() if self.options[k].loads}
         local = str(Path(model).expanduser().resolve()) if checkpoints.is_local(model) else model
-        key = ResourceKey(self._origin_of_weights(), local, canonical(loads), revision, chosen)
+        key = ResourceKey(self._origin, local, canonical(loads), revision, chosen)
         return key, checkpoints.watched(folder) if there and folder is not None else ()
-
-    def _origin_of_weights(self) -> str:
-        # Defaults are part of the options already: providers that load the same weights share them.
-        return self._origin if type(self) is not TransformersProvider else self.name
 
     def estimate(self, key: ResourceKey) -> Mapping[str, int]:
         """Return bytes by safetensors headers and the dtype they will be loaded in."""
-        device = self._device(key.values)
+        values = dict(key.values)
+        device = self._device(values)
         devices.add_probes(residency.default().memory)
-        folder = checkpoints.folder_of(key.model, key.values["revision"])
+        folder = checkpoints.folder_of(key.model, values["revision"])
+        settings = values["quantization_config"]
+        if settings is not None:  # before anything else has to make room for it
+            quantization.require(settings, device)
         if folder is None or not folder.is_dir():
             return {}
         weights = checkpoints.read_weights(folder)
         if weights is None:
             return {}
-        return {device: weights.bytes_as(_loaded_dtype(key.values["dtype"], device))}
+        dtype = self._dtype(values, device)
+        size = None
+        if settings is not None:
+            config = checkpoints.read_config(folder)
+            quantization.require_plain(config, key.model)
+            size = quantization.expected_bytes(
+                str(folder),
+                values["model_class"] or checkpoints.class_of(config),
+                settings,
+                dtype,
+                values["trust_remote_code"],
+            )
+        return {device: weights.bytes_as(dtype) if size is None else size}
 
     def _device(self, values: Mapping[str, Any]) -> str:
         mapped = values["device_map"]
@@ -108,39 +140,81 @@ class TransformersProvider(WeightsProvider):
             return devices.resolve_device(mapped)
         return devices.resolve_device(values["device"])
 
+    def _dtype(self, values: Mapping[str, Any], device: str) -> str | None:
+        """Return the dtype weights are loaded in; None is the checkpoint's own."""
+        wanted: str = values["dtype"]
+        if wanted != "auto":
+            return wanted
+        return "float32" if device == "cpu" else None
+
     # Loading
 
     def load(self, key: ResourceKey, progress: Progress) -> Model:
         """Load on the model's own thread, with progress by bytes."""
         values = dict(key.values)
-        parallel, revision = values.pop("parallel"), values["revision"]
-        device = self._device(values)
+        parallel, device = values.pop("parallel"), self._device(values)
+        values["dtype"] = self._dtype(values, device) or "auto"
         if values["device_map"] is None:
             values["device_map"] = {"": device}
         values.pop("device")
-        values["dtype"] = _loaded_dtype(values["dtype"], device) or "auto"
-        self._check_access(key.model, values, progress)
-        folder = checkpoints.folder_of(key.model, revision)
-        sizes = checkpoints.read_weights(folder) if folder is not None and folder.is_dir() else None
-        progress.phase = "opening"
-        with reporting(progress, sizes.tensors if sizes else {}):
-            model = self._load_raw(key.model, values)
-        tokenizer = self._tokenizer(key.model, values, progress)
-        from nbproviders.runtimes.transformers import TransformersModel
+        token = _notes.set([])
+        try:
+            chosen = self._check_access(key.model, values, device, progress)
+            model = self._load_raw(key.model, chosen, values, progress)
+            tokenizer = self._tokenizer(key.model, values, progress)
+            from nbproviders.runtimes.transformers import TransformersModel, tensor_bytes
 
-        loaded = TransformersModel(model, tokenizer, threads.claim(), parallel=parallel)
-        progress.phase = "warming up"
-        progress.check()
-        loaded.warm_up()
+            loaded = TransformersModel(model, tokenizer, threads.claim(), parallel=parallel)
+            progress.phase = "warming up"
+            progress.check()
+            self._warm_up(loaded)
+            quantization.own_scales(model)
+            loaded.info = dataclasses.replace(
+                loaded.info,
+                memory_bytes=tensor_bytes(model),
+                notes=(*loaded.info.notes, *(_notes.get() or ())),
+            )
+        finally:
+            _notes.reset(token)
         return loaded
 
-    def _check_access(self, model: str, values: Mapping[str, Any], progress: Progress) -> None:
-        """Refuse early what cannot be loaded: libraries would retry an unreachable Hub for a minute."""
+    def _warm_up(self, loaded: TransformersModel) -> None:
+        loaded.warm_up()
+
+    def _note(self, text: str) -> None:
+        """Tell the person who loads: in the log, and in the notes of the model that is loading."""
+        logger.info("%s: %s", self.name, text)
+        notes = _notes.get()
+        if notes is not None:
+            notes.append(text)
+
+    def _check_access(
+        self, model: str, values: dict[str, Any], device: str, progress: Progress
+    ) -> str:
+        """Refuse early what cannot be loaded, and return the class to load it with."""
         progress.phase = "checking access"
+        settings = values["quantization_config"]
+        if settings is not None:
+            quantization.require(settings, device)
+        self._require_access(model, values["model_class"] or "", values)
+        config = _config_of(model, values)
+        if settings is not None:
+            quantization.require_plain(config, model)
+            if values["dtype"] == "auto":  # what 4-bit weights are computed with, too
+                values["dtype"] = checkpoints.dtype_of(config)
+        return values.pop("model_class") or checkpoints.class_of(config)
+
+    def _require_access(self, model: str, model_class: str, values: Mapping[str, Any]) -> None:
+        """Libraries would retry an unreachable Hub for a minute."""
+        pickled = values["allow_pickle"]
         if not checkpoints.is_local(model):
-            hub.require_access(model, values["revision"] or "")
-        elif not values["allow_pickle"]:
-            checkpoints.require_weights(Path(model), model)
+            revision = values["revision"] or ""
+            hub.require_model(model, revision, model_class=model_class, allow_pickle=pickled)
+            return
+        folder = Path(model).expanduser()
+        checkpoints.require_weights(folder, model, allow_pickle=pickled)
+        config = checkpoints.read_config(folder)
+        checkpoints.require_class(config, model_class or checkpoints.class_of(config), model)
 
     def _tokenizer(self, model: str, values: Mapping[str, Any], progress: Progress) -> Any:
         progress.phase = "tokenizer"
@@ -153,10 +227,15 @@ class TransformersProvider(WeightsProvider):
         except Exception as error:  # the library's; raised again as ours
             raise self._explained(model, DEFAULT_CLASS, error) from foreign(error)
 
-    def _load_raw(self, model: str, values: dict[str, Any]) -> Any:
-        chosen = values.pop("model_class") or _class_of(model, values)
+    def _load_raw(
+        self, model: str, chosen: str, values: Mapping[str, Any], progress: Progress
+    ) -> Any:
+        folder = checkpoints.folder_of(model, values["revision"])
+        sizes = checkpoints.read_weights(folder) if folder is not None and folder.is_dir() else None
+        progress.phase = "opening"
         try:
-            return self.load_model(model, chosen, **values)
+            with reporting(progress, sizes.tensors if sizes else {}):
+                return self.load_model(model, chosen, **values)
         except ConfigurationError:
             raise
         except Exception as error:  # the library's; raised again as ours
@@ -172,7 +251,13 @@ class TransformersProvider(WeightsProvider):
         device_map: Any = "auto",
         **kwargs: Any,
     ) -> Any:
-        """Return the transformers model; `kwargs` go to ``from_pretrained``."""
+        """Return the transformers model; `kwargs` go to ``from_pretrained``.
+
+        Raises
+        ------
+        ConfigurationError
+            For a class that is none, and for a quantization that cannot be.
+        """
         import transformers
 
         if model_class not in _CLASSES:
@@ -182,57 +267,72 @@ class TransformersProvider(WeightsProvider):
         if not kwargs.pop("allow_pickle", False):
             kwargs["use_safetensors"] = True
         given = {k: v for k, v in kwargs.items() if v is not None}
-        if quantization_config is not None:
-            given["quantization_config"] = quantization_config
         if device_map == "auto":
             device_map = {"": devices.best_device()}
+        if quantization_config is not None:
+            given["quantization_config"] = _quantizing(quantization_config, device_map, given)
         loader = getattr(transformers, model_class)
-        return loader.from_pretrained(model_id, device_map=device_map, **given)
+        model = loader.from_pretrained(meant(model_id), device_map=device_map, **given)
+        quantization.settle(model)
+        return model
 
     def load_tokenizer(self, model_id: str, **kwargs: Any) -> Any:
         """Return the tokenizer, padding on the left, with a pad token."""
         from transformers import AutoTokenizer
 
         given = {k: v for k, v in kwargs.items() if v is not None}
-        tokenizer = AutoTokenizer.from_pretrained(model_id, **given)
+        tokenizer = AutoTokenizer.from_pretrained(meant(model_id), **given)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
 
     def validate_model_access(self, model_id: str, model_class: str = DEFAULT_CLASS) -> bool:
-        """Return True if a model can be reached: a folder with weights, the cache, or the Hub.
+        """Return True if a model can be loaded: a folder with weights, the cache, or the Hub.
+
+        Takes 10 s at most. Options given to the constructor count: `revision`, `allow_pickle`.
 
         Raises
         ------
         ModelAccessError
-            With the reason: missing, gated, offline, no weights, or of the wrong class.
+            With the reason: missing, gated, offline, no weights, damaged, or of the wrong class.
         """
-        if checkpoints.is_local(model_id):
-            checkpoints.require_weights(Path(model_id).expanduser(), model_id)
-            return True
-        hub.require_access(model_id, "")
+        defaults = {name: option.default for name, option in self.options.items()}
+        self._require_access(meant(model_id), model_class, defaults)
         return True
 
 
-def _loaded_dtype(wanted: str, device: str) -> str | None:
-    """Return the dtype weights are loaded in; None is the checkpoint's own."""
-    if wanted != "auto":
-        return wanted
-    return "float32" if device == "cpu" else None
+def meant(model: str) -> str:
+    """Return what a short name stands for; what is loaded with transformers shares its short names."""
+    return aliases.resolve(model, TransformersProvider.name)
 
 
-def _class_of(model: str, values: Mapping[str, Any]) -> str:
-    """Return the auto class that fits a checkpoint's config."""
-    from transformers import AutoConfig
+def _config_of(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's ``config.json``, downloaded if need be; nothing if it cannot be had."""
+    folder = checkpoints.folder_of(model, values["revision"])
+    if folder is not None and folder.is_dir():
+        return checkpoints.read_config(folder)
+    from huggingface_hub import hf_hub_download
 
     try:
-        config = AutoConfig.from_pretrained(
-            model, revision=values["revision"], trust_remote_code=values["trust_remote_code"]
-        )
+        path = hf_hub_download(model, "config.json", revision=values["revision"])
     except (OSError, ValueError):  # from_pretrained will say it better
-        return DEFAULT_CLASS
-    return "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else DEFAULT_CLASS
+        return {}
+    return checkpoints.read_config(Path(path).parent)
+
+
+def _quantizing(config: Any, device_map: Any, given: Mapping[str, Any]) -> Any:
+    """Return a quantization as transformers takes it, checked; an object is handed on as it is."""
+    settings = quantization.expected_settings(config)
+    if settings is None:
+        return config
+    mapped = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    for place in mapped:
+        quantization.require(settings, f"cuda:{place}" if isinstance(place, int) else str(place))
+    dtype = str(given.get("dtype", "auto")).removeprefix("torch.")
+    if isinstance(config, Mapping):
+        return quantization.transformers_config(settings, None if dtype == "auto" else dtype)
+    return config
 
 
 class reporting:  # noqa: N801  # reads as a verb: with reporting(progress, sizes):

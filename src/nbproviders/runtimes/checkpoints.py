@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ _ITEM_BYTES = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
+CAUSAL_CLASS, SEQ2SEQ_CLASS = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -85,13 +88,14 @@ def folder_of(model: str, revision: str | None = None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def require_weights(folder: Path, model: str) -> None:
+def require_weights(folder: Path, model: str, *, allow_pickle: bool = False) -> None:
     """Check that a local folder holds a model that can be loaded.
 
     Raises
     ------
     ModelAccessError
-        If it is missing, no folder, has no ``config.json``, no weights, or only pickled ones.
+        If it is missing, no folder, has no ``config.json``, no weights, or only pickled ones; if parts
+        are missing, or a header is damaged.
     """
     if not folder.exists():
         raise ModelAccessError(
@@ -103,22 +107,156 @@ def require_weights(folder: Path, model: str) -> None:
             f"{model!r} is a file; transformers loads a folder with config.json and safetensors.",
             hint="Give the folder. A .gguf file is for the provider llama-cpp.",
         )
-    if not (folder / "config.json").exists():
+    require_files([path.name for path in folder.iterdir()], model, allow_pickle=allow_pickle)
+    lost = _missing_parts(folder)
+    if lost:
         raise ModelAccessError(
-            f"The folder {model!r} has no config.json, so it is no transformers model.",
+            f"In the folder {model!r} {len(lost)} weights files are missing: {', '.join(lost[:3])}"
+            f"{' …' if len(lost) > 3 else ''}.",
+            hint="Was the download complete? Download it again.",
+        )
+    read_weights(folder)
+
+
+def require_files(names: Sequence[str], model: str, *, allow_pickle: bool = False) -> None:
+    """Check by their names that the files of a folder or repository are a model's.
+
+    Raises
+    ------
+    ModelAccessError
+        If there is no ``config.json``, and no weights but pickled ones, GGUF or an adapter's.
+    """
+    weights = [name for name in names if name.endswith(".safetensors")]
+    whole = [name for name in weights if not name.startswith("adapter_")]
+    pickled = [name for name in names if any(fnmatch(name, pattern) for pattern in _PICKLES)]
+    has_config = "config.json" in names
+    if has_config and (whole or (pickled and allow_pickle)):
+        return
+    if not whole and any(name.endswith(".gguf") for name in names):
+        raise ModelAccessError(
+            f"{model!r} holds its weights as GGUF files, which transformers does not load.",
+            hint="Load it with the provider llama-cpp.",
+        )
+    if weights and not whole:
+        raise ModelAccessError(
+            f"{model!r} is an adapter: it holds what was trained on top of another model.",
+            hint="Load the model it belongs to, or merge the two and save that.",
+        )
+    if not has_config:
+        raise ModelAccessError(
+            f"{model!r} has no config.json, so it is no transformers model.",
             hint="Give the folder that save_pretrained wrote.",
         )
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+    if pickled:
         raise ModelAccessError(
-            f"The folder {model!r} holds pickled weights only; loading them can run any code.",
+            f"{model!r} holds pickled weights only; loading them can run any code.",
             hint="Convert them to safetensors, or allow them by name with ?allow_pickle=true.",
         )
     raise ModelAccessError(
-        f"The folder {model!r} holds no weights (no .safetensors file).",
+        f"{model!r} holds no weights (no .safetensors file).",
         hint="Was the download complete? Download it again.",
     )
+
+
+def is_whole(folder: Path, *, allow_pickle: bool = False) -> bool:
+    """Whether a snapshot has its config and all its weights; a download may have stopped before."""
+    try:
+        require_weights(folder, folder.name, allow_pickle=allow_pickle)
+    except ModelAccessError:
+        return False
+    return True
+
+
+def _missing_parts(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    parts = _read_json(index).get("weight_map", {}).values()
+    return sorted(name for name in set(parts) if not (folder / name).is_file())
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what ``config.json`` says; nothing if there is none.
+
+    Raises
+    ------
+    ModelAccessError
+        If it is damaged.
+    """
+    path = folder / "config.json"
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ModelAccessError(
+            f"The file {path.name!r} of {str(path.parent)!r} is damaged: it is no JSON object.",
+            hint="Download it again, or restore it.",
+        )
+    return found
+
+
+def require_class(config: Mapping[str, Any], model_class: str, model: str) -> None:
+    """Check that what a ``config.json`` describes can be loaded as a class and write text.
+
+    What transformers does not know, or what brings its own code, is left to the load.
+
+    Raises
+    ------
+    ModelAccessError
+        For a seq2seq model asked as causal or the reverse, an encoder, a classifier.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    kinds = [str(kind) for kind in config.get("architectures") or ()]
+    if not model_class or not kinds or config.get("auto_map"):
+        return
+    fits = [name for name, classes in _loadable().items() if classes & set(kinds)]
+    if model_class in fits or (not fits and config.get("model_type") not in MODEL_MAPPING_NAMES):
+        return
+    raise ModelAccessError(
+        f"{model!r} is a {', '.join(kinds)}, which {model_class} cannot load to write text.",
+        hint=f"Load it with ?model_class={fits[0]}."
+        if fits
+        else "It is no model for generation, such as an encoder or a classifier: choose another.",
+    )
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """Return the auto class that fits what a ``config.json`` describes."""
+    if config.get("is_encoder_decoder"):
+        return SEQ2SEQ_CLASS
+    kinds = {str(kind) for kind in config.get("architectures") or ()}
+    loadable = _loadable() if kinds else {}
+    fits = [name for name, classes in loadable.items() if classes & kinds]
+    return SEQ2SEQ_CLASS if fits == [SEQ2SEQ_CLASS] else CAUSAL_CLASS
+
+
+def dtype_of(config: Mapping[str, Any]) -> str:
+    """Return the dtype a ``config.json`` says its weights have; float32 if it does not say."""
+    told = config.get("dtype") or config.get("torch_dtype")
+    return told if isinstance(told, str) and told in _ITEM_BYTES else "float32"
+
+
+@cache
+def _loadable() -> dict[str, set[str]]:
+    """Return the architectures that each auto class loads."""
+    from transformers.models.auto import modeling_auto as auto
+
+    tables = {
+        CAUSAL_CLASS: auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        SEQ2SEQ_CLASS: auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    }
+    found: dict[str, set[str]] = {}
+    for name, table in tables.items():
+        found[name] = set()
+        for kinds in table.values():
+            found[name] |= {kinds} if isinstance(kinds, str) else set(kinds)
+    return found
 
 
 def read_weights(folder: Path) -> Weights | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from functools import cache
@@ -46,6 +47,28 @@ def resolve_device(wanted: str | None) -> str:
             f"There is no device {wanted!r} here", hint=f"Devices here: {', '.join(there)}."
         )
     return kind if kind in ("cpu", "mps") else name
+
+
+def cuda_count() -> int:
+    """Return how many CUDA devices there are, without importing torch for it.
+
+    By NVIDIA's management library, as torch itself does: asking the driver would forbid to fork.
+    """
+    cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None:
+        return int(cuda.device_count())
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles"):
+        return 0
+    name = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+    count = ctypes.c_uint(0)
+    try:
+        nvml = ctypes.CDLL(name)
+        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+            return 0
+        nvml.nvmlShutdown()
+    except (OSError, AttributeError):  # no such library, or an old one
+        return 0
+    return count.value
 
 
 def add_probes(memory: Memory) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from nbproviders.core.model import ModelInfo
 from nbproviders.core.params import Message
 from nbproviders.core.tokens import Token
-from nbproviders.runtimes import decoding, probabilities
+from nbproviders.runtimes import decoding, probabilities, quantization
 from nbproviders.runtimes.devices import release_cached, suit_threads
 from nbproviders.runtimes.local import LocalModel, Stop
 from nbproviders.runtimes.rows import Row
@@ -51,7 +51,8 @@ class TransformersModel(LocalModel):
         self._eos_ids = _eos_ids(model, tokenizer)
         self._pad_id = _pad_id(tokenizer, self._eos_ids)
         # Padding and batch size change float sums; only float32 on a CPU gave equal texts throughout.
-        self._exact = model.dtype is torch.float32 and model.device.type == "cpu"
+        plain = model.dtype is torch.float32 and not quantization.is_quantized(model)
+        self._exact = plain and model.device.type == "cpu"
         self._parameters = sum(p.numel() for p in model.parameters())
         limit = parallel or _parallel(self._parameters)
         super().__init__(worker, limit)
