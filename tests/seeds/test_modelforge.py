@@ -249,3 +249,24 @@ def test_an_optimized_local_provider() -> None:
         assert m.generate("12+30=") == "42"
         assert m.raw.dtype is torch.bfloat16
         assert "torch.compile" in m.info.notes[0]
+
+
+async def test_a_gguf_provider() -> None:
+    """Example 3 as it stands: its Llama answers as a model, is compared with ours, and is harmless after."""
+    pytest.importorskip("llama_cpp")
+    example = run(block("class GGUFProvider"))
+    nbp.register_provider("gguf", type("GGUF", (example["GGUFProvider"], TheRest), {}))
+    file = nbp.demo.gguf_path("demo-m") / "demo-m-F16.gguf"
+    async with nbp.model(f"gguf:{file}") as m:
+        assert await m.generate("12+30=") == "42"
+        assert (await m.next_tokens("12+30=", k=1))["token"].tolist() == ["4"]
+        raw: Any = m.raw
+        assert raw.n_ctx() == 2048
+    result = await nbp.compare(
+        [f"gguf:{file}", f"llama-cpp:{file}"], nbp.demo.tasks(4), progress=False
+    )
+    texts = result.frame.groupby("spec")["text"].apply(list)
+    assert texts.iloc[0] == texts.iloc[1]
+    nbp.unload_all()
+    with pytest.raises(nbp.ClosedError, match="was closed with its model"):
+        raw.create_completion("12+30=")
