@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+
+from nbproviders import demo, registry
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 QUICKSTART = NOTEBOOKS / "01_quickstart.ipynb"
+QUANTIZATION = NOTEBOOKS / "02_quantization.ipynb"
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 
@@ -37,18 +45,17 @@ def test_stored_clean(path):
             assert cell.execution_count is None
 
 
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory) -> dict[str, Any]:
-    """The outputs of the quickstart by cell, executed once in an empty folder without a network."""
+def executed(path: Path, folder: Path, *needed: str) -> dict[str, Any]:
+    """Return the outputs of a notebook by cell, executed in an empty folder without a network."""
     client = pytest.importorskip("nbclient", reason="nbclient is not installed")
-    if importlib.util.find_spec("transformers") is None:
-        pytest.skip("transformers is not installed")
-    folder = tmp_path_factory.mktemp("lesson")
+    for name in needed:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
     patch = pytest.MonkeyPatch()
     patch.setenv("HF_HUB_OFFLINE", "1")
     # The extension's own settings and history must not be the user's.
     patch.setenv("IPYTHONDIR", str(folder / "ipython"))
-    notebook = read(QUICKSTART)
+    notebook = read(path)
     try:
         client.NotebookClient(
             notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}}
@@ -58,6 +65,22 @@ def quickstart(tmp_path_factory) -> dict[str, Any]:
     return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 
 
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> dict[str, Any]:
+    return executed(QUICKSTART, tmp_path_factory.mktemp("lesson"), "transformers")
+
+
+@pytest.fixture(scope="module")
+def quantization(tmp_path_factory) -> dict[str, Any]:
+    return executed(QUANTIZATION, tmp_path_factory.mktemp("lesson"), "transformers", "llama_cpp")
+
+
+@pytest.fixture(params=["quickstart", "quantization"])
+def lesson(request) -> dict[str, Any]:
+    """Each executed notebook in turn."""
+    return request.getfixturevalue(request.param)
+
+
 def text_of(outputs: Any) -> str:
     """Return what was printed and the cell's value, without what was only shown on the way."""
     printed = [out.text for out in outputs if out.output_type == "stream"]
@@ -65,15 +88,15 @@ def text_of(outputs: Any) -> str:
     return "".join(printed + values)
 
 
-def test_runs_without_error(quickstart):
+def test_runs_without_error(lesson):
     """No cell fails, nothing is written to stderr that a newcomer would have to understand."""
     kinds = {
         (name, out.output_type, out.get("name"))
-        for name, outputs in quickstart.items()
+        for name, outputs in lesson.items()
         for out in outputs
     }
-    assert not [kind for kind in kinds if kind[1] == "error"]
-    everything = json.dumps(quickstart)
+    assert not [kind for kind in kinds if kind[1] == "error" or kind[2] == "stderr"]
+    everything = json.dumps(lesson)
     assert "model not found" not in everything.lower()
     assert "Traceback" not in everything
     assert "Warning" not in everything
@@ -129,3 +152,100 @@ def test_unload_gives_memory_back(quickstart):
     assert int(text_of(quickstart["unload"])) > 1_000_000
     assert "demo-m" in text_of(quickstart["residents"])
     assert "demo-m" not in text_of(quickstart["after"])
+
+
+def frame_of(outputs: Any) -> pd.DataFrame:
+    """Return a table that a cell shows, as numbers, from its plain text."""
+    pd = pytest.importorskip("pandas")
+    text = text_of(outputs).replace("another text", "another")
+    return pd.read_csv(io.StringIO(text), sep=r"\s+")
+
+
+def intervals(outputs: Any) -> list[tuple[int, int]]:
+    """Return the bounds of each model's score in percent, from a comparison's plain text."""
+    found = re.findall(r"\[(\d+)\u2013(\d+)%\]", text_of(outputs))
+    return [(int(low), int(high)) for low, high in found]
+
+
+def test_lesson_says_what_it_needs(monkeypatch):
+    """Without llama.cpp the first cell ends with what to install, and with nothing else wrong."""
+    monkeypatch.setitem(registry._NEEDS, "llama-cpp", (("absent_module",), "llama-cpp"))
+    (cell,) = [cell for cell in read(QUANTIZATION).cells if cell.id == "needs"]
+    with pytest.raises(AssertionError, match=r"needs llama.cpp.*absent_module.*pip install"):
+        exec(cell.source, {})
+
+
+def test_rounding_is_the_form_s_own():
+    """The weights rounded by hand are those of the shipped Q4_0 file, but for the scale's 16 bits."""
+    gguf = pytest.importorskip("gguf")
+    code = {cell.id: cell.source for cell in read(QUANTIZATION).cells}
+    steps = code["weights"].partition("farthest = ")
+    names = {"np": np, "weights": shipped_row("demo-xs", "F16", gguf)}
+    exec(f"farthest = {steps[2]}", names)
+    whole = shipped_row("demo-xs", "Q4_0", gguf)
+    assert np.abs(names["rounded"] - whole).max() < np.abs(names["scale"]) * 8 / 1024
+
+
+def shipped_row(model: str, form: str, gguf: Any) -> Any:
+    """Return the first 32 weights that the lesson takes, as a shipped file has them."""
+    reader = gguf.GGUFReader(demo.gguf_path(model) / f"{model}-{form}.gguf")
+    (tensor,) = [one for one in reader.tensors if one.name == "blk.0.ffn_up.weight"]
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)[0].astype(np.float32)
+
+
+def test_small_model_loses_by_four_bits(quantization):
+    """What the lesson says of demo-xs holds: the interval of Q4_0 lies below all others, which overlap."""
+    *others, four_bits = intervals(quantization["compare-small"])
+    assert len(others) == 3
+    assert four_bits[1] < min(low for low, _ in others)
+    assert max(low for low, _ in others) < min(high for _, high in others)
+    counts = frame_of(quantization["changes"])
+    assert list(counts.index) == ["float32", "F16", "Q8_0", "Q4_0"]
+    assert counts["another"]["F16"] <= 5
+    assert 10 * counts["lost"]["Q8_0"] < counts["lost"]["Q4_0"]
+    assert counts["another"]["Q8_0"] > 10
+    assert counts["lost"]["Q4_0"] > 3 * counts["gained"]["Q4_0"] > 0
+
+
+def test_large_model_loses_nothing(quantization):
+    """What the lesson says of demo-m holds: four bits lose next to no right answer."""
+    assert {high for _, high in intervals(quantization["compare-large"])} == {100}
+    assert max(low for low, _ in intervals(quantization["compare-large"])) < 100
+    assert frame_of(quantization["changes-large"])["lost"].max() <= 1
+
+
+def test_sizes_are_the_files(quantization):
+    """Each step to fewer bits makes the file smaller, and the table has the bytes of the files."""
+    shown = re.findall(r"(\d[\d,]*) +[\d.]+$", text_of(quantization["sizes"]), re.MULTILINE)
+    sizes = [int(found.replace(",", "")) for found in shown]
+    files = [
+        (demo.gguf_path(model) / f"{model}-{form}.gguf").stat().st_size
+        for model in demo.GGUF
+        for form in demo.QUANTS
+    ]
+    assert sizes[1:4] + sizes[5:] == files
+    assert sizes[:4] == sorted(sizes[:4], reverse=True)
+    assert sizes[4:] == sorted(sizes[4:], reverse=True)
+
+
+def test_probabilities_differ(quantization):
+    """On the chosen prompt float32 and Q4_0 put another letter first; Q8_0 keeps that of float32."""
+    (shown,) = [out for out in quantization["next-tokens"] if "image/png" in out.get("data", {})]
+    first = dict(re.findall(r"(float32|F16|Q8_0|Q4_0): (\S+) [\d.<>]+%", shown.data["text/plain"]))
+    assert first["float32"] == first["F16"] == first["Q8_0"] != first["Q4_0"]
+    perplexities = [
+        float(found)
+        for found in re.findall(r"perplexity ([\d.]+)", text_of(quantization["scores"]))
+    ]
+    assert len(perplexities) == 4
+    assert perplexities[3] > max(perplexities[:3])
+
+
+def test_charts_have_words(quantization):
+    """Every chart of the lesson is a picture with alternative text."""
+    for name in ("rounding-chart", "size-chart", "next-tokens", "speed", "speed-large"):
+        data = quantization[name][-1].data
+        assert "image/png" in data
+        assert re.search(r'<img alt="[^"]{20,}"', data["text/html"])
+    assert set(demo.GGUF) <= set(re.findall(r"demo-\w+", text_of(quantization["residents"])))
+    assert int(text_of(quantization["unload"])) > 1_000_000

@@ -73,6 +73,8 @@ def test_spread_tells_the_median() -> None:
     groups = {"a": [1.0, 3.0, 2.0, 4.0], "b": []}
     charts.spread(ax, groups, charts.colours(groups), "seconds")
     assert [text.get_text() for text in ax.texts] == ["median 2.5", "no value"]
+    fast = charts.spread(charts.axes(1), {"a": [1234.4]}, {"a": "#000000"}, "t")
+    assert [text.get_text() for text in fast.texts] == ["median 1,234"]
     assert ax.get_xscale() == "linear"
     wide = charts.axes(1)
     charts.spread(wide, {"a": [0.01, 100.0]}, charts.colours("a"), "seconds")

@@ -379,7 +379,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _median(values: Sequence[float]) -> str:
     import numpy as np
 
-    return f"{float(np.median(values)):.3g}" if values else "no value"
+    return charts.three_figures(float(np.median(values))) if values else "no value"
 
 
 def _is_container(value: object) -> bool:

@@ -182,12 +182,23 @@ def spread(
         every += finite
         if finite:
             _strip(ax, place, finite, shades[label])
-        _beside(ax, place, f"median {median(finite):.3g}" if finite else "no value")
+        _beside(ax, place, f"median {three_figures(median(finite))}" if finite else "no value")
     if every and min(every) > 0 and max(every) > 50 * min(every):
         _logarithmic(ax)
     elif any(every):
         ax.set_xlim(0, max(every) * 1.05)
     return _titled(ax, title)
+
+
+def three_figures(value: float) -> str:
+    """Return a number to three figures; from a thousand on in full, where a power of ten would stand.
+
+    Examples
+    --------
+    >>> three_figures(0.01234), three_figures(49.5), three_figures(1234.5)
+    ('0.0123', '49.5', '1,234')
+    """
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def one_line(text: str) -> str:

@@ -134,7 +134,9 @@ def as_html(
     style = "caption-side:top;text-align:left;padding:2px 12px 4px;color:inherit;font-weight:600"
     title = f'<caption style="{style}">{html.escape(visible(caption))}</caption>'
     return (
-        f'<div style="overflow-x:auto;max-width:100%"><table style="{_TABLE}">'
+        # JupyterLab would set what stands between dollars as a formula.
+        '<div class="tex2jax_ignore mathjax_ignore" style="overflow-x:auto;max-width:100%">'
+        f'<table style="{_TABLE}">'
         f"{title if caption else ''}<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
         "</table></div>"
     )
