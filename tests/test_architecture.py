@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "nbproviders"
 PLAN = {
     "errors": (0, "values"),
     "core.completion": (0, "values"),
+    "core.config": (0, "values"),
     "core.params": (0, "values"),
     "core.spec": (0, "values"),
     "core.tokens": (0, "values"),
@@ -51,6 +52,7 @@ ISLANDS = {"demo": {"errors"}}
 # Which rooms may name a third-party package. One that is not listed may be named nowhere.
 PACKAGES = {
     "pydantic": {"values"},
+    "pydantic_core": {"values"},
     "stamina": {"waist"},
     "psutil": {"residency"},
     "aiohttp": {"runtimes"},
@@ -81,6 +83,7 @@ PACKAGES = {
 # What costs little, or is the point of the module, may be imported with it; the rest on first use.
 AT_ONCE = {
     "pydantic": {"values"},
+    "pydantic_core": {"values"},
     "ipywidgets": {"widgets"},
     "traitlets": {"widgets"},
     "pytest": {"testing", "pytest_plugin"},

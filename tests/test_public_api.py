@@ -12,7 +12,7 @@ import nbproviders as nbp
 from nbproviders import abc as authors
 
 DOCUMENTED = (
-    "Chunk Client Completion GenerationParams ModelHandle ModelPicker ModelProvider ModelSpec "
+    "BaseProvider Chunk Client Completion GenerationParams ModelHandle ModelPicker ModelProvider ModelSpec "
     "ProviderError ResidentProvider ResourceKey Score SyncClient Token WeightsProvider alias "
     "compare compare_sync contains create_provider events exact_match list_available load "
     "load_provider load_sync model plot_next_tokens plot_tokens regex_match register_provider "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbproviders.authoring.provider import ModelHandle, ModelProvider
     from nbproviders.authoring.resident import ResidentProvider
+    from nbproviders.authoring.service import BaseProvider
     from nbproviders.authoring.weights import WeightsProvider
     from nbproviders.catalog.aliases import alias
     from nbproviders.comparison.comparison import Comparison
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nbproviders.comparison.scorers import contains, exact_match, regex_match
     from nbproviders.core.client import Client, SyncClient
     from nbproviders.core.completion import Chunk, Completion, Usage
+    from nbproviders.core.config import ProviderConfig
     from nbproviders.core.params import GenerationParams
     from nbproviders.core.spec import ModelSpec, ResourceKey
     from nbproviders.core.tokens import Score, Token
@@ -57,6 +59,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "authoring.provider": ("ModelHandle", "ModelProvider"),
     "authoring.resident": ("ResidentProvider",),
+    "authoring.service": ("BaseProvider",),
     "authoring.weights": ("WeightsProvider",),
     "catalog.aliases": ("alias",),
     "comparison.comparison": ("Comparison",),
@@ -64,6 +67,7 @@ _HOMES = {
     "comparison.scorers": ("contains", "exact_match", "regex_match"),
     "core.client": ("Client", "SyncClient"),
     "core.completion": ("Chunk", "Completion", "Usage"),
+    "core.config": ("ProviderConfig",),
     "core.params": ("GenerationParams",),
     "core.spec": ("ModelSpec", "ResourceKey"),
     "core.tokens": ("Score", "Token"),

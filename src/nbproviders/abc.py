@@ -8,8 +8,10 @@ from nbproviders.authoring.adapted import adapt
 from nbproviders.authoring.options import Option
 from nbproviders.authoring.provider import ModelHandle, ModelProvider
 from nbproviders.authoring.resident import ResidentProvider
+from nbproviders.authoring.service import BaseProvider
 from nbproviders.authoring.weights import WeightsProvider
 from nbproviders.core.completion import Chunk, Completion, Finish, Usage
+from nbproviders.core.config import ProviderConfig
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Message, Request, as_request
 from nbproviders.core.spec import ModelSpec, ResourceKey
@@ -17,6 +19,7 @@ from nbproviders.core.tokens import KnowsTokens, Score, Token
 from nbproviders.residency.entry import Progress
 
 __all__ = [
+    "BaseProvider",
     "Chunk",
     "Completion",
     "Finish",
@@ -30,6 +33,7 @@ __all__ = [
     "ModelSpec",
     "Option",
     "Progress",
+    "ProviderConfig",
     "Request",
     "ResidentProvider",
     "ResourceHandle",

@@ -43,9 +43,12 @@ class ProviderError(RuntimeError):
         Whether the same call may succeed later (a class attribute).
     hint
         As given, or the class's own.
+    final
+        Whether it has been retried already, or retrying cannot help; a router may still ask another model.
     """
 
     retryable: ClassVar[bool] = False
+    final: bool = False
     hint: str = ""
 
     def __init__(self, message: str = "", *, hint: str | None = None) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from nbproviders.authoring.provider import ModelHandle, ModelProvider
+from nbproviders.authoring.service import BaseProvider
 from nbproviders.authoring.weights import WEIGHTS_METHODS, WrappedWeights
+from nbproviders.core.config import ProviderConfig
 from nbproviders.errors import ConfigurationError, ProviderError, foreign
 
 
@@ -64,12 +66,19 @@ def as_provider(thing: Any, name: str) -> ModelProvider:
 def construct(target: Callable[..., Any], name: str, config: Mapping[str, Any]) -> Any:
     """Call a class or factory with the keywords it takes, or with one dict if it takes ``config``.
 
+    A `BaseProvider` gets a `ProviderConfig` of them.
+
     Raises
     ------
     ConfigurationError
         For a field that it does not take or lacks, a value of another type than its annotation says,
         and where it fails.
     """
+    if isinstance(target, type) and issubclass(target, BaseProvider):
+        fields = dict(config)
+        config = {
+            "config": fields.pop("config", None) or ProviderConfig(**{"name": name, **fields})
+        }
     signature = _signature(target)
     parameters = signature.parameters
     whole = list(parameters) == ["config"] and list(config) != ["config"]

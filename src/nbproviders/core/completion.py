@@ -155,3 +155,19 @@ class Completion(str):
         if self.total_s <= 0 or not self.usage.completion_tokens:
             return None
         return self.usage.completion_tokens / self.total_s
+
+
+def finish_of(completion: Completion) -> Finish:
+    """Return the end of a stream that was read, for a stream that hands it on."""
+    return Finish(
+        reason=completion.finish,
+        usage=completion.usage,
+        params=completion.params,
+        queue_s=completion.queue_s,
+        ttft_s=completion.ttft_s,
+        total_s=completion.total_s,
+        chat=completion.chat,
+        batch_invariant=completion.batch_invariant,
+        reasoning=completion.reasoning,
+        tokens=completion.tokens,
+    )

@@ -256,7 +256,15 @@ def _plain(value: object, name: str = "") -> object:
     plain = getattr(value, "__fspath__", None)
     if plain is not None:
         return str(plain())
-    to_dict = getattr(value, "to_dict", None) or getattr(value, "model_dump", None)
+    # `__canonical__` is ours: a configuration whose dump leaves its secrets out is not equal without them.
+    to_dict = next(
+        (
+            getattr(value, n)
+            for n in ("__canonical__", "to_dict", "model_dump")
+            if hasattr(value, n)
+        ),
+        None,
+    )
     if to_dict is not None and not isinstance(value, type):
         return {
             "": type(value).__name__,

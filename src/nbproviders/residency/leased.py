@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
-from nbproviders.core.completion import Completion, Finish
+from nbproviders.core.completion import Completion, Finish, finish_of
 from nbproviders.core.model import Model, ModelInfo, Stream, tokens_of
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.tokens import Score, Token
@@ -73,7 +73,7 @@ class LeasedModel(Model):
             async with model.stream(request) as inner:
                 async for chunk in inner:
                     yield chunk
-                yield _finish(inner.completion)
+                yield finish_of(inner.completion)
 
     async def generate(
         self,
@@ -126,21 +126,6 @@ def _require_logprobs(model: Model, request: Request) -> None:
     """Refuse rather than leave the tokens out in silence."""
     if request.logprobs:
         tokens_of(model, "logprobs")
-
-
-def _finish(completion: Completion) -> Finish:
-    return Finish(
-        reason=completion.finish,
-        usage=completion.usage,
-        params=completion.params,
-        queue_s=completion.queue_s,
-        ttft_s=completion.ttft_s,
-        total_s=completion.total_s,
-        chat=completion.chat,
-        batch_invariant=completion.batch_invariant,
-        reasoning=completion.reasoning,
-        tokens=completion.tokens,
-    )
 
 
 __all__ = ["Lease", "LeasedModel"]

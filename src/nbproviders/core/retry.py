@@ -1,0 +1,142 @@
+"""`Retry`: a model that asks again where asking again may help. The one place that retries.
+
+Exponential with jitter, at most 30 s; as long as a service asks for (``Retry-After``), if that is no longer;
+only retryable errors, and never after the first chunk of a stream: nobody gets half of two answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from nbproviders.core.completion import Chunk, Finish, finish_of
+from nbproviders.core.model import Model, ModelInfo, Stream
+from nbproviders.core.params import Messages, Request, as_request
+from nbproviders.errors import ProviderError
+
+T = TypeVar("T")
+
+MAX_WAIT_S = 30.0
+_FIRST_WAIT_S = 0.5
+_JITTER_S = 0.5
+
+
+async def retrying(
+    call: Callable[[], Awaitable[T]], max_retries: int, *, first_wait_s: float = _FIRST_WAIT_S
+) -> T:
+    """Return what a call returns, asking again up to `max_retries` times.
+
+    Its error, if it fails to the end, is final: an outer `Retry` lets it through.
+
+    Raises
+    ------
+    ProviderError
+        The last error.
+    """
+    try:
+        async for attempt in _attempts(max_retries, first_wait_s):
+            with attempt:
+                return await call()
+    except ProviderError as error:
+        error.final = True
+        raise
+    raise AssertionError("no attempt was made")  # pragma: no cover  # there is always one
+
+
+def _attempts(max_retries: int, first_wait_s: float) -> AsyncIterator[Any]:
+    import stamina
+
+    # It logs each retry as a warning; without a handler Python prints that into the notebook.
+    quiet = logging.getLogger("stamina")
+    if not quiet.handlers:
+        quiet.addHandler(logging.NullHandler())
+    return stamina.retry_context(
+        on=_wait,
+        attempts=max_retries + 1,
+        timeout=None,
+        wait_initial=first_wait_s,
+        wait_max=MAX_WAIT_S,
+        wait_jitter=min(_JITTER_S, first_wait_s),
+    )
+
+
+def _wait(error: Exception) -> bool | float:
+    """Return whether to ask again; a number is the service's own wish, in seconds."""
+    if not isinstance(error, ProviderError) or not error.retryable or error.final:
+        return False
+    asked_s: float | None = getattr(error, "retry_after_s", None)
+    if asked_s is None:
+        return True
+    return asked_s if 0 <= asked_s <= MAX_WAIT_S else False
+
+
+class Retry(Model):
+    """A model behind which a failing call is made again.
+
+    Parameters
+    ----------
+    model
+        What is asked. Closing this closes it.
+    max_retries
+        Attempts after the first; 0 is one attempt.
+    first_wait_s
+        About how long the first wait is; each further one is twice as long.
+    """
+
+    def __init__(
+        self, model: Model, max_retries: int, *, first_wait_s: float = _FIRST_WAIT_S
+    ) -> None:
+        self._model = model
+        self._max_retries = max_retries
+        self._first_wait_s = first_wait_s
+
+    @property
+    def info(self) -> ModelInfo:  # type: ignore[override]  # the inner model's, whatever it says now
+        """The inner model's."""
+        return self._model.info
+
+    @property
+    def raw(self) -> object:
+        """The inner model's."""
+        return self._model.raw
+
+    def stream(self, request: str | Messages | Request) -> Stream:
+        """Stream; a failure before the first chunk is tried again, a later one is told."""
+        asked = as_request(request)
+        return Stream(self._run(asked), asked, self.info.spec)
+
+    async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
+        stream, first = await retrying(
+            lambda: self._begun(request), self._max_retries, first_wait_s=self._first_wait_s
+        )
+        async with aclosing(stream):
+            if first is not None:
+                yield first
+                async for chunk in stream:
+                    yield chunk
+            yield finish_of(stream.completion)
+
+    async def _begun(self, request: Request) -> tuple[Stream, Chunk | None]:
+        """Return a stream and its first chunk; None if it ended without any."""
+        stream = self._model.stream(request)
+        try:
+            return stream, await anext(stream, None)
+        except BaseException:
+            await stream.aclose()
+            raise
+
+    async def call(
+        self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        """The inner model's, tried again like a generation."""
+        return await retrying(
+            lambda: self._model.call(path, arguments, named),
+            self._max_retries,
+            first_wait_s=self._first_wait_s,
+        )
+
+    async def aclose(self) -> None:
+        """Close the inner model."""
+        await self._model.aclose()
