@@ -72,8 +72,16 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """The geometric mean of one over each token's probability; 1 is certainty."""
-        return math.exp(-self.total / len(self.tokens)) if self.tokens else math.nan
+        """The geometric mean of one over each token's probability; 1 is certainty.
+
+        Infinite where it is more than a float holds; not a number without any token.
+        """
+        if not self.tokens:
+            return math.nan
+        try:
+            return math.exp(-self.total / len(self.tokens))
+        except OverflowError:
+            return math.inf
 
     @property
     def frame(self) -> pd.DataFrame:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nbproviders import demo
 from nbproviders.authoring.options import Option, check
 from nbproviders.authoring.weights import DEFAULT_CLASS, WeightsProvider
-from nbproviders.catalog import ollama
-from nbproviders.catalog.quants import choose, split_quant
+from nbproviders.catalog import aliases, ollama
+from nbproviders.catalog.quants import choose, is_model, quant_of, split_quant
 from nbproviders.core.model import Model
+from nbproviders.core.params import GenerationParams
 from nbproviders.core.spec import ResourceKey, canonical
 from nbproviders.errors import ConfigurationError, ModelAccessError
 from nbproviders.residency import residency
@@ -20,6 +24,8 @@ from nbproviders.runtimes.gguf.header import Header, read_files
 from nbproviders.runtimes.gguf.trial import ensure_loadable
 
 _OLLAMA = "ollama://"
+_PART = re.compile(r"(.*)-\d{5}-of-(\d{5})(\.gguf)", re.IGNORECASE)
+_MOST_PARALLEL = 256  # llama.h: LLAMA_MAX_SEQ
 _ON_GPU = "Layers on the GPU; -1 is all, None is all where llama.cpp can."
 
 
@@ -56,9 +62,22 @@ class LlamaCppProvider(WeightsProvider):
         "parallel": Option((int,), None, "Most requests at once; None chooses by size."),
     }
 
+    # What this process downloaded: the file, and the name that its key had before there was a file.
+    _fetched: ClassVar[dict[tuple[Path, str], str]] = {}
+
     def __init__(self, **defaults: Any) -> None:
-        check(self.options, defaults, self.name)
-        self._defaults = defaults
+        declared = type(self).options
+        given = {k: v for k, v in check(declared, defaults, self.name).items() if k in defaults}
+        self.options = {  # type: ignore[misc]  # the class's, with this provider's defaults
+            name: option
+            if given.get(name) is None
+            else dataclasses.replace(option, default=given[name])
+            for name, option in declared.items()
+        }
+        self._settled({name: option.default for name, option in self.options.items()})
+        if type(self) is LlamaCppProvider:
+            # Defaults are part of the options: providers that load the same weights share them.
+            self._origin = self.name
 
     def get_provider_name(self) -> str:
         """Return ``llama-cpp``."""
@@ -67,26 +86,33 @@ class LlamaCppProvider(WeightsProvider):
     # Keys and estimates
 
     def _key(self, model: str, values: dict[str, Any]) -> tuple[ResourceKey, tuple[Path, ...]]:
-        chosen = {
-            name: self._defaults.get(name, value) if value == self.options[name].default else value
-            for name, value in values.items()
-        }
-        _require_sense(chosen)
+        chosen = self._settled(values)
         loads = {k: v for k, v in chosen.items() if self.options[k].loads and k != "quant"}
-        origin = self._origin if type(self) is not LlamaCppProvider else self.name
         repo, quant, path = _place(model, chosen)
         if path is None:
             name = f"{repo}:{quant}" if quant else repo
-            return ResourceKey(origin, name, canonical(loads), values=chosen), ()
-        resolved = path.resolve()
-        revision = _digest(resolved)
-        key = ResourceKey(origin, str(resolved), canonical(loads), revision, chosen)
-        return key, (resolved,)
+            return ResourceKey(self._origin, name, canonical(loads), values=chosen), ()
+        parts = _parts_beside(path)
+        revision = _digest(parts)
+        known = self._fetched.get((path, revision))
+        if known is not None:  # it was opened by this name, and downloaded: it stays one model
+            return ResourceKey(self._origin, known, canonical(loads), values=chosen), parts
+        return ResourceKey(self._origin, str(path), canonical(loads), revision, chosen), parts
+
+    def _settled(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options as they are loaded, each checked by itself."""
+        fallback = type(self).options
+        chosen = {k: fallback[k].default if v is None else v for k, v in values.items()}
+        _require_sense(chosen)
+        return chosen
+
+    def _params(self, values: Mapping[str, Any]) -> GenerationParams | None:
+        return None if values["seed"] is None else GenerationParams(seed=values["seed"])
 
     def estimate(self, key: ResourceKey) -> Mapping[str, int]:
         """Return bytes of weights and cache by the file's header; nothing for one not yet downloaded."""
-        path = Path(key.model)
-        if not path.is_file():
+        path = _place(key.model, key.values)[2]
+        if path is None:
             return {}
         from nbproviders.runtimes.llamacpp import devices, loading
 
@@ -97,15 +123,18 @@ class LlamaCppProvider(WeightsProvider):
 
     def load(self, key: ResourceKey, progress: Progress) -> Model:
         """Check the file, then load it on the model's own thread."""
-        from nbproviders.runtimes.llamacpp import loading
+        from nbproviders.runtimes.llamacpp import chat, loading
 
+        if key.values["chat_format"]:  # before anything is downloaded for it
+            chat.builtin(key.values["chat_format"])
         files = self._files(key, progress)
         return loading.load(files, key.values, threads.claim(), progress)
 
     def _files(self, key: ResourceKey, progress: Progress) -> Sequence[Header]:
-        path = Path(key.model)
-        if not path.is_file():
-            path = _downloaded(key, progress)
+        path = _place(key.model, key.values)[2]
+        if path is None:
+            path = _one_name(_downloaded(key, progress))
+            self._fetched[path, _digest(_parts_beside(path))] = key.model
         progress.report(0, 0, "checking the file")
         files = read_files(path)
         ensure_loadable(files, progress.check)
@@ -159,9 +188,25 @@ class LlamaCppProvider(WeightsProvider):
 
 
 def _require_sense(values: Mapping[str, Any]) -> None:
+    from nbproviders.runtimes.llamacpp.plan import CACHE_TYPES
+
     for name in ("n_ctx", "n_threads", "n_batch", "parallel"):
         if values[name] is not None and values[name] < 1:
             raise ConfigurationError(f"{name}={values[name]} must be at least 1.")
+    if (values["parallel"] or 1) > _MOST_PARALLEL:
+        raise ConfigurationError(
+            f"parallel={values['parallel']} must be at most {_MOST_PARALLEL}, as llama.cpp has it.",
+            hint="Any number of requests may be made at once; the rest of them wait.",
+        )
+    if values["n_gpu_layers"] is not None and values["n_gpu_layers"] < -1:
+        raise ConfigurationError(
+            f"n_gpu_layers={values['n_gpu_layers']} must be at least -1.", hint=_ON_GPU
+        )
+    for name in ("type_k", "type_v"):
+        if values[name] not in CACHE_TYPES:
+            raise ConfigurationError(
+                f"{name}={values[name]!r} is not one of {', '.join(CACHE_TYPES)}."
+            )
     if values["seed"] is not None and not 0 <= values["seed"] < 2**63:
         raise ConfigurationError(f"seed={values['seed']} must be 0 or more.")
     quantised = values["type_v"] not in ("f32", "f16", "bf16")
@@ -184,49 +229,90 @@ def _place(model: str, values: Mapping[str, Any]) -> tuple[str, str | None, Path
         return model, None, ollama.blob(model.removeprefix(_OLLAMA))
     path = Path(model).expanduser()
     name, quant = (model, None) if path.exists() else split_quant(model)
+    if quant is not None:  # "demo-m:Q8_0": what stands before the colon may be a short name
+        name, own = split_quant(aliases.resolve(name, LlamaCppProvider.name))
+        quant = quant or own
     quant = values["quant"] or quant
     path = Path(name).expanduser()
     if path.is_dir():
         files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*.gguf"))}
-        return name, quant, files[choose(list(files), quant)]
+        return name, quant, _one_name(files[choose(list(files), quant)])
     if path.is_file():
-        return name, quant, path
+        if quant is not None and quant_of(path.name):
+            choose([path.name], quant)  # refuses another than the file's own
+        return name, quant, _one_name(path)
     if checkpoints.is_local(name) or name.lower().endswith(".gguf"):
         raise ModelAccessError(
             f"There is no file or folder {str(path)!r}.",
             hint="Check the path, or give a Hub id such as 'org/name:Q4_K_M'. "
             "`nbproviders list` shows what is here.",
         )
+    if name in demo.MODELS:
+        raise ModelAccessError(
+            f"{name} is not shipped as GGUF.",
+            hint=f"{', '.join(demo.GGUF)} are; {name} is for the provider transformers.",
+        )
     there = downloads.cached_files(name, values["revision"])
     try:
-        return name, quant, there[choose(list(there), quant)]
+        first = choose(list(there), quant)
     except ModelAccessError:  # not here: perhaps on the Hub
         return name, quant, None
+    whole = all(part in there for part in _parts(first))
+    return name, quant, _one_name(there[first]) if whole else None
+
+
+def _one_name(path: Path) -> Path:
+    """Return the same path for all names of a file; of a model in several files the first.
+
+    Links are followed, but for those whose target is named by a digest, as in the caches of the Hub and of
+    Ollama: of a split model llama.cpp finds the parts by their names.
+    """
+    real = path.resolve()
+    if real.suffix.lower() != ".gguf":
+        real = path.parent.resolve() / path.name
+    first = real.with_name(_parts(real.name)[0])
+    return first if first.is_file() else real
+
+
+def _parts_beside(path: Path) -> tuple[Path, ...]:
+    return tuple(path.with_name(Path(name).name) for name in _parts(path.name))
+
+
+def _parts(name: str) -> list[str]:
+    """Return the names of all files of a model that has one of this name."""
+    found = _PART.fullmatch(name)
+    if found is None:
+        return [name]
+    before, count, suffix = found.groups()
+    return [f"{before}-{i:05d}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
 
 
 def _downloaded(key: ResourceKey, progress: Progress) -> Path:
     progress.report(0, 0, "checking access")
     revision = key.values["revision"]
     name, quant = split_quant(key.model)
-    remote = downloads.remote_files(name, revision)
-    first = choose(list(remote), quant)
-    wanted = {part: remote[part] for part in _parts(first, remote)}
-    return downloads.fetch(name, wanted, revision, progress)[0]
+    quant = key.values["quant"] or quant
+    try:
+        remote = downloads.remote_files(name, revision)
+    except ModelAccessError as error:
+        here = [one for one in downloads.cached_files(name, revision) if is_model(one)]
+        if here:
+            error.hint = f"Of it there are here: {', '.join(here)}. {error.hint}"
+        raise
+    parts = _parts(choose(list(remote), quant))
+    missing = [part for part in parts if part not in remote]
+    if missing:
+        raise ModelAccessError(
+            f"{name!r} lacks {len(missing)} of the {len(parts)} parts of that model: {missing[0]} …",
+            hint="Choose another quantization or revision.",
+        )
+    return downloads.fetch(name, {part: remote[part] for part in parts}, revision, progress)[0]
 
 
-def _parts(first: str, remote: Mapping[str, int]) -> list[str]:
-    """Return all files of a split model whose first file this is."""
-    before, mark, after = first.rpartition("-00001-of-")
-    if not mark:
-        return [first]
-    count = int(after[:5])
-    return [name for i in range(1, count + 1) if (name := f"{before}-{i:05d}-of-{after}") in remote]
-
-
-def _digest(path: Path) -> str:
-    """Return what tells this version of a file from another, without reading it whole."""
+def _digest(paths: Sequence[Path]) -> str:
+    """Return what tells this version of files from another, without reading them whole."""
     import hashlib
 
-    found = path.stat()
-    text = f"{found.st_size}/{found.st_mtime_ns}"
+    stats = [path.stat() for path in paths if path.exists()]
+    text = "/".join(f"{found.st_size}/{found.st_mtime_ns}" for found in stats)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -157,7 +157,8 @@ class Batcher:
             return []
         with self._lock:
             found = self._next(count, alone=False)
-            self._taken += found
+            # A run goes on as long as requests come: those that were answered must not pile up.
+            self._taken = [ticket for ticket in self._taken if not ticket.ended] + found
         return found
 
     def _flush(self) -> None:
@@ -211,9 +212,12 @@ class Batcher:
         if unwanted and self._on_cancel is not None:
             self._on_cancel()
         # The thread still computes for it: whoever holds the model must hold it until it stops. A
-        # second cancellation of this task changes nothing about that.
+        # cancellation of this task meanwhile changes nothing about that; it is heard afterwards.
+        cancelled = False
         while not ticket.ended:
             try:
                 await ticket.next()
             except asyncio.CancelledError:
-                continue
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError

@@ -32,20 +32,28 @@ _FALLBACK_ROOM_TOKENS = 512
 
 
 class Stop:
-    """Whether somebody still waits; asked by a computation, set when its caller was cancelled."""
+    """Whether somebody still waits; asked by a computation, set when its caller was cancelled.
+
+    Parameters
+    ----------
+    then
+        Called when it is set, if the computation has begun: before, it would stop another's.
+    """
 
     def __init__(self, then: Callable[[], object] | None = None) -> None:
         self._event = threading.Event()
         self._then = then
+        self._begun = False
 
     def set(self) -> None:
         """Nobody waits any more."""
         self._event.set()
-        if self._then is not None:
+        if self._begun and self._then is not None:
             self._then()
 
     def check(self) -> None:
         """Raise `ClosedError` if nobody waits any more."""
+        self._begun = True  # first: whoever sets it in between is seen below
         if self._event.is_set():
             raise ClosedError("Nobody waits for it any more.")
 
@@ -64,7 +72,9 @@ class LocalModel(Model):
     def __init__(self, worker: Worker, limit: int) -> None:
         self._worker = worker
         self._batcher = Batcher(worker, self._run_batch, limit, self._hurry)
+        self._asked = 0  # calls for probabilities that have not ended
         self._closed = False
+        self._freed = False
 
     def stream(self, request: str | Messages | Request) -> Stream:
         """Generate; requests made together are computed together."""
@@ -81,18 +91,29 @@ class LocalModel(Model):
 
     async def _told(self, function: Callable[..., T], *arguments: Any) -> T:
         stop = Stop(self._hurry)
-        return await self._worker.run_to_end(function, *arguments, stop, on_cancel=stop.set)
+        self._asked += 1
+        try:
+            return await self._worker.run_to_end(function, *arguments, stop, on_cancel=stop.set)
+        finally:
+            self._asked -= 1
 
     async def aclose(self) -> None:
         """Free the weights for real, and end the thread."""
         if self._closed:
             return
         self._closed = True
-        await self._worker.run(self._free)
-        await self._worker.close()
+        try:
+            await self._worker.run(self._end)
+        finally:
+            await self._worker.close()
 
     def _hurry(self) -> None:
         """Stop a computation that nobody waits for, if the engine can; called on the loop."""
+
+    @property
+    def _others_wait(self) -> bool:
+        """Whether something else waits for the thread, so that a run takes no more into itself."""
+        return self._asked > 0 or self._closed
 
     # On the worker's thread from here on; what an engine writes comes first
 
@@ -137,11 +158,13 @@ class LocalModel(Model):
             if rows:
                 with mapped(self.info.spec):
                     self._compute(rows, taken)
-        except BaseException as error:  # whatever it is, each request must be told
-            told = error if isinstance(error, ProviderError) else None
+        except ProviderError as error:
             for ticket in taken:
-                failure = told or ProviderError(f"{self.info.spec} failed: {foreign(error)}")
-                failure.__cause__ = failure.__cause__ or foreign(error)
+                ticket.fail(fresh(error))
+        except BaseException as error:  # whatever it is, each request must be told
+            failure = ProviderError(f"{self.info.spec} failed: {foreign(error)}")
+            failure.__cause__ = foreign(error)
+            for ticket in taken:
                 ticket.fail(fresh(failure))
 
     def _compute(self, rows: list[Row], taken: list[Ticket]) -> None:
@@ -150,7 +173,8 @@ class LocalModel(Model):
 
     def _rows(self, tickets: Sequence[Ticket], taken: list[Ticket]) -> list[Row]:
         """Return those requests that can run, and note all of them as taken."""
-        taken.extend(tickets)
+        taken[:] = [ticket for ticket in taken if not ticket.ended] + list(tickets)
+        self._require_open()
         return [row for ticket in tickets if (row := self._row(ticket)) is not None]
 
     def _row(self, ticket: Ticket) -> Row | None:
@@ -168,12 +192,25 @@ class LocalModel(Model):
             return None
         return Row(ticket, ids, effective(ticket.request.params, self._temperature, room), chat)
 
+    def _end(self) -> None:
+        self._freed = True
+        self._free()
+
+    def _require_open(self) -> None:
+        """Refuse what was queued behind the end: native code would read memory that is gone."""
+        if self._freed:
+            raise ClosedError(f"{self.info.spec} was closed.", hint="Open the model again.")
+
     def _next_of(self, request: Request, k: int, stop: Stop) -> tuple[Token, ...]:
+        self._require_open()
+        stop.check()
         ids = self._ids(*self._rendered(request))
         self._room(len(ids))
         return self._next_tokens(ids, k, stop)
 
     def _score_of(self, request: Request, continuation: str, stop: Stop) -> Score:
+        self._require_open()
+        stop.check()
         text, chat = self._rendered(request)
         ids = self._ids(text, chat)
         more = self._continued(text, chat, ids, continuation)

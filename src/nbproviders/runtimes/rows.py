@@ -7,15 +7,21 @@ the same whichever weights answer. Knows nothing of an engine but how it turns t
 from __future__ import annotations
 
 import secrets
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nbproviders.core.completion import Finish, FinishReason, Usage
 from nbproviders.core.params import GenerationParams
 from nbproviders.core.tokens import Token
+from nbproviders.errors import ProviderError, fresh
 from nbproviders.runtimes.batching import Ticket
 
 Decode = Callable[[Sequence[int]], str]
+
+# What a continuation is tokenised behind, if not behind its prompt: what hardly any vocabulary has a longer
+# token for. The first that stays apart is taken.
+_ANCHORS = ("\n", ":", "0")
 
 
 @dataclass(slots=True)
@@ -35,7 +41,8 @@ class Row:
     began_s, first_s
         When its computation began, and when its first token was there (``time.perf_counter``).
     new_ids, tokens
-        What was generated; with probabilities, if they were asked for.
+        What was generated; with probabilities, if they were asked for. A stop string cuts the latter as it
+        cuts the text.
     cached_tokens
         How many prompt tokens did not have to be computed.
     """
@@ -52,6 +59,7 @@ class Row:
     ended: bool = False
     text: str = ""
     _sent: int = 0
+    _begins: list[int] = field(default_factory=list)  # where in the text each token does
     _from_id: int = 0
     _to_id: int = 0
 
@@ -67,6 +75,7 @@ class Row:
         if token in eos_ids:
             return "stop"
         self.new_ids.append(token)
+        self._begins.append(len(self.text))
         if self.ticket.cancelled:
             return "cancelled"
         return "length" if len(self.new_ids) >= (self.params.max_tokens or 0) else None
@@ -82,7 +91,7 @@ class Row:
         self._from_id, self._to_id = self._to_id, len(self.new_ids)
         cut = stop_at(self.text, self.params.stop)
         if cut is not None:
-            self.end("stop", self.text[:cut], now_s, batch_invariant)
+            self._end_at(cut, self.text, now_s, batch_invariant)
         elif not self.ticket.request.whole:
             safe = len(self.text) - held_back(self.text, self.params.stop)
             if safe > self._sent:
@@ -93,9 +102,18 @@ class Row:
         """End the row with its whole text, cut at a stop string if there is one in it."""
         cut = stop_at(text, self.params.stop)
         if cut is not None:
-            self.end("stop", text[:cut], now_s, batch_invariant)
+            self._end_at(cut, text, now_s, batch_invariant)
         else:
             self.end(reason, text, now_s, batch_invariant)
+
+    def _end_at(self, cut: int, text: str, now_s: float, batch_invariant: bool) -> None:
+        del self.tokens[bisect_left(self._begins, cut) :]
+        self.end("stop", text[:cut], now_s, batch_invariant)
+
+    def fail(self, error: ProviderError) -> None:
+        """End the row, alone of its batch, with an error."""
+        self.ended = True
+        self.ticket.fail(fresh(error))
 
     def end(self, reason: FinishReason, text: str, now_s: float, batch_invariant: bool) -> None:
         """Deliver the rest of the text and the end."""
@@ -137,7 +155,8 @@ def continuation_ids(
     """Return the tokens of a continuation as they follow the prompt's.
 
     Tokenised together where that leaves the prompt's tokens as they are (a tokenizer may write a word's
-    beginning differently after other text); else by itself, since a model continues tokens, not text.
+    beginning differently after other text); else behind another text, since a model continues tokens, not
+    text, and alone many tokenizers begin a text with a blank that is not in it.
 
     Parameters
     ----------
@@ -151,6 +170,10 @@ def continuation_ids(
     whole = encode(prompt + continuation)
     if len(whole) > len(prompt_ids) and whole[: len(prompt_ids)] == prompt_ids:
         return whole[len(prompt_ids) :]
+    for anchor in _ANCHORS if prompt else ():
+        before, both = encode(anchor), encode(anchor + continuation)
+        if len(both) > len(before) and both[: len(before)] == before:
+            return both[len(before) :]
     beginning = encode("")
     alone = encode(continuation)
     return alone[len(beginning) :] if alone[: len(beginning)] == beginning else alone

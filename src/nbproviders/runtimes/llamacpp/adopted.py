@@ -29,7 +29,8 @@ def adopt(llama: Any, worker: Worker, spec: str = "") -> LlamaCppModel:
     native = library()
     pointer = getattr(getattr(llama, "_model", None), "model", None)
     context = getattr(llama, "_ctx", None)
-    if not pointer or context is None or not getattr(context, "ctx", None):
+    hollow = bool(getattr(getattr(llama, "model_params", None), "vocab_only", False))
+    if not pointer or hollow or context is None or not getattr(context, "ctx", None):
         raise ProviderError(
             f"The llama_cpp.Llama of {spec or 'this provider'} has no model in it.",
             hint="Return one that is open, and not made with vocab_only=True.",
@@ -41,6 +42,7 @@ def adopt(llama: Any, worker: Worker, spec: str = "") -> LlamaCppModel:
         n_batch=min(int(given.n_batch) or 512, 2048),
         n_threads=int(given.n_threads) or devices.cores(),
         flash_attn=None if given.flash_attn_type < 0 else bool(given.flash_attn_type),
+        short_heads=False,
         type_k=int(given.type_k),
         type_v=int(given.type_v),
         offload=devices.offloads() and llama.model_params.n_gpu_layers != 0,
@@ -55,7 +57,7 @@ def adopt(llama: Any, worker: Worker, spec: str = "") -> LlamaCppModel:
         template=str(metadata.get("tokenizer.chat_template", "")),
         raw=llama,
     )
-    limits = Limits(rounded, _SEQUENCES, n_ctx, settings.n_batch)
+    limits = Limits(rounded, min(_SEQUENCES, settings.n_batch), n_ctx, settings.n_batch)
     model = LlamaCppModel(loaded, worker, settings, limits, spec=spec)
     model.warm_up()
     return model

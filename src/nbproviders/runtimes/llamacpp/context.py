@@ -35,8 +35,9 @@ class Settings:
     n_threads
         Cores to compute with.
     flash_attn
-        Flash attention; None leaves it to llama.cpp, which takes it wherever it can, but for a float32
-        cache, which is asked for to be exact.
+        Flash attention; None leaves it to llama.cpp, which takes it wherever it can.
+    short_heads
+        Whether a single sequence is faster without.
     type_k, type_v
         ggml types of the cached keys and values.
     offload
@@ -47,9 +48,16 @@ class Settings:
     n_batch: int
     n_threads: int
     flash_attn: bool | None
+    short_heads: bool
     type_k: int
     type_v: int
     offload: bool
+
+    def flash(self, sequences: int) -> bool | None:
+        """Return whether a context of so many uses flash attention; None leaves it to llama.cpp."""
+        if self.flash_attn is None and self.short_heads and sequences == 1:
+            return False
+        return self.flash_attn
 
 
 class Context:
@@ -72,6 +80,8 @@ class Context:
     ----------
     known
         For each sequence, the tokens whose keys and values are cached.
+    as_alone
+        Whether it computes exactly as one of a single sequence would.
     bytes
         What llama.cpp said it allocated, by its names of devices.
     """
@@ -90,6 +100,8 @@ class Context:
         params = _params(self._native, settings, sequences, cells)
         self._pointer, lines = new_context(model, params)
         self.bytes = _allocated(lines)
+        self.as_alone = settings.flash(sequences) is settings.flash(1)
+        self._abort = abort  # native code reads it as long as there is a context
         abort.watch(self._pointer)
         self._memory = self._native.llama_get_memory(self._pointer)
         self._size = vocabulary_size
@@ -163,11 +175,32 @@ class Context:
 
     def copy(self, source: int, target: int, count: int) -> int:
         """Have a sequence remember the first tokens of another; return how many it does."""
+        if not count:
+            return self.keep(target, 0)
         self._native.llama_memory_seq_rm(self._memory, target, -1, -1)
         # All of it: between sequences with cells of their own, llama.cpp copies nothing less.
         self._native.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self.known[target] = list(self.known[source])
         return self.keep(target, count)
+
+    def saved(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
+        """Return what a sequence remembers, for `restore` of another context.
+
+        What was copied since the last evaluation is not in it yet: llama.cpp copies with the next.
+        """
+        size = int(self._native.llama_state_seq_get_size(self._pointer, sequence))
+        state = (ctypes.c_uint8 * size)()
+        self._native.llama_state_seq_get_data(self._pointer, state, size, sequence)
+        return state
+
+    def restore(
+        self, sequence: int, known: Sequence[int], state: ctypes.Array[ctypes.c_uint8]
+    ) -> None:
+        """Have a sequence remember what one of another context did; nothing, if that is of another form."""
+        if self._native.llama_state_seq_set_data(self._pointer, state, len(state), sequence):
+            self.known[sequence] = list(known)
+        else:
+            self.keep(sequence, 0)
 
     def close(self) -> None:
         """Free it; a second time does nothing."""
@@ -186,11 +219,7 @@ def _params(native: Any, settings: Settings, sequences: int, cells: int) -> Any:
     params.type_k, params.type_v = settings.type_k, settings.type_v
     params.no_perf = True
     params.offload_kqv = settings.offload
-    flash = settings.flash_attn
-    if flash is None and settings.type_k == settings.type_v == 0:
-        flash = False  # who asks for float32 wants it exact; flash attention computes in halves
-    # Else left to llama.cpp: on wherever it can. Measured on a CPU: with it, sequences compute together two
-    # to three times as fast.
+    flash = settings.flash(sequences)
     params.flash_attn_type = -1 if flash is None else int(flash)
     return params
 

@@ -12,7 +12,7 @@ from nbproviders.residency.memory import Memory, Reading
 from nbproviders.runtimes.llamacpp.native import library
 
 _GPU = 1  # ggml_backend_dev_type: GGML_BACKEND_DEVICE_TYPE_GPU
-_KINDS = {"metal": "mps", "mtl": "mps"}
+_KINDS = {"metal": "mps", "mtl": "mps", "rocm": "cuda"}  # torch calls AMD's devices cuda too
 _QUOTA = "/sys/fs/cgroup/cpu.max"
 _SIBLINGS = "/sys/devices/system/cpu/smt/active"
 

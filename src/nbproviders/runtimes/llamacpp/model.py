@@ -9,7 +9,6 @@ from typing import Any
 from nbproviders.core.model import ModelInfo
 from nbproviders.core.params import Message
 from nbproviders.core.tokens import Token
-from nbproviders.errors import ClosedError
 from nbproviders.runtimes.batching import Ticket
 from nbproviders.runtimes.llamacpp.chat import Template
 from nbproviders.runtimes.llamacpp.choosing import logprobs
@@ -169,7 +168,10 @@ class LlamaCppModel(LocalModel):
         return Context(self._loaded.pointer, size, self._settings, sequences, cells, self._abort)
 
     def _compute(self, rows: list[Row], taken: list[Ticket]) -> None:
-        self._scheduler.run(rows, lambda room: self._rows(self._batcher.take(room), taken))
+        def more(room: int) -> list[Row]:
+            return [] if self._others_wait else self._rows(self._batcher.take(room), taken)
+
+        self._scheduler.run(rows, more)
 
     def _generate(self, rows: list[Row]) -> None:
         self._scheduler.run(rows, lambda _: ())
@@ -203,19 +205,21 @@ class LlamaCppModel(LocalModel):
 
     def _logits(self, ids: Sequence[int], keep: int, stop: Stop, need: int = 0) -> Iterator[Any]:
         """Give the logits of the last `keep` tokens one by one, ``(vocabulary,) float32``."""
-        context = self._scheduler.context_for([max(len(ids) + 1, need)])
+        context = self._scheduler.context_for([max(len(ids) + 1, need)], alone=True)
         context.keep(0, 0)  # as if nothing had been asked before
         step = self._limits.n_batch
         if keep > 1:  # llama.cpp keeps all wanted logits of one evaluation
             step = max(min(step, _LOGITS_BYTES // (4 * self._vocabulary.size)), 1)
-        for begin in range(0, len(ids), step):
+        first = len(ids) - keep  # whose logits are to be given next
+        while (begin := len(context.known[0])) < len(ids):
             self._abort.clear()
             stop.check()
             chunk = ids[begin : begin + step]
-            first = max(len(ids) - keep - begin, 0)
             places = [(0, begin + i) for i in range(len(chunk))]
+            outputs = range(max(first - begin, 0), len(chunk))
             try:
-                found = self._scheduler.evaluate(context, chunk, places, range(first, len(chunk)))
-            except Aborted:
-                raise ClosedError("Nobody waits for it any more.") from None
+                found = self._scheduler.evaluate(context, chunk, places, outputs)
+            except Aborted:  # by whoever is gone: seen at the check, or another that ended before
+                continue
+            first = max(first, begin + len(chunk))
             yield from found

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nbproviders.errors import ClosedError, InsufficientMemoryError, ModelAccessError
+from nbproviders.core import engine
+from nbproviders.errors import InsufficientMemoryError, ModelAccessError
 from nbproviders.residency.entry import Progress
 
 logger = logging.getLogger("nbproviders.llamacpp")
@@ -51,6 +52,15 @@ def library() -> Any:
     return _library
 
 
+def _forget() -> None:
+    """In a forked child: whoever held the lock is not there to give it back."""
+    global _lock
+    _lock = threading.Lock()
+
+
+engine.after_fork([_forget])
+
+
 def _log(level: int, text: bytes, _: object) -> None:
     """Take a piece of a line of llama.cpp's log; called on whichever thread computes."""
     if sys.is_finalizing():
@@ -70,11 +80,12 @@ def _log(level: int, text: bytes, _: object) -> None:
 def recorded() -> Iterator[list[str]]:
     """Collect what llama.cpp logs on this thread."""
     lines: list[str] = []
+    outer = getattr(_here, "lines", None)
     _here.lines = lines
     try:
         yield lines
     finally:
-        _here.lines = None
+        _here.lines = outer
 
 
 def complaint(lines: list[str]) -> str:
@@ -110,25 +121,26 @@ def load_weights(
     native = library()
     params = native.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
-    cancelled = False
+    refused: list[BaseException] = []
 
     def told(fraction: float, _: object) -> bool:
-        nonlocal cancelled
         try:
             progress.report(int(fraction * total_bytes), total_bytes, "loading weights")
-        except ClosedError:
-            cancelled = True
-        return not cancelled
+        except BaseException as error:  # it cannot pass through native code; raised again behind it
+            refused.append(error)
+        return not refused
 
     # Kept in this frame: the struct holds its address alone.
     callback = native.llama_progress_callback(told)
     params.progress_callback = callback
     with recorded() as lines:
         model = native.llama_model_load_from_file(str(path).encode(), params)
+    if refused:
+        if model:
+            native.llama_model_free(model)
+        raise refused[0]
     if model:
         return model, lines
-    if cancelled:
-        raise ClosedError("The load was cancelled.")
     raise ModelAccessError(
         f"llama.cpp cannot load {str(path)!r}: {complaint(lines)}.",
         hint="Is the file complete, and of an architecture that this llama.cpp knows? "

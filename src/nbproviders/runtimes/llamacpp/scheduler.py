@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbproviders.core.tokens import Token
+from nbproviders.errors import ProviderError
 from nbproviders.runtimes.llamacpp.choosing import Choice, logprobs, require_numbers
 from nbproviders.runtimes.llamacpp.context import CELL_STEP, Aborted, Context
 from nbproviders.runtimes.llamacpp.native import Abort
@@ -37,14 +38,15 @@ class Active:
     todo
         Tokens to evaluate next: the rest of the prompt, then one at a time.
     source, shared
-        A sequence that is still computing tokens this one begins with, and how many: it waits for them.
+        Another that is still computing tokens this one begins with, and how many: it waits for them.
+        Always one that was there before, so that no two wait for each other.
     """
 
     row: Row
     sequence: int
     todo: list[int]
     choice: Choice
-    source: int | None = None
+    source: Active | None = None
     shared: int = 0
 
 
@@ -72,7 +74,7 @@ class Limits:
     def layout(self, needs: Sequence[int]) -> tuple[int, int]:
         """Return sequences and cells of each for requests that need so many cells."""
         cells = min(_rounded_up(max(needs)), _rounded_up(self.n_ctx))
-        most = max(min(self.sequences, self.cells // cells), 1)
+        most = max(min(self.sequences, self.cells // cells, self.n_batch), 1)
         wanted = 1
         while wanted < min(len(needs), most):
             wanted *= 2
@@ -130,6 +132,8 @@ class Scheduler:
             while self.waiting or self.active:
                 self.abort.clear()  # first: who cancels after this sets it again
                 self._drop_cancelled()
+                self._grow()
+                self._share()  # before others are admitted over what is known
                 self._admit()
                 if self.active:
                     self._step()
@@ -147,11 +151,19 @@ class Scheduler:
     def _alone(self) -> bool:
         return any(one.row.ticket.request.alone for one in self.active)
 
-    def context_for(self, needs: Sequence[int]) -> Context:
-        """Return a context with room for these needs: the one there is, if it has it."""
+    def context_for(self, needs: Sequence[int], *, alone: bool = False) -> Context:
+        """Return a context with room for these needs: the one there is, if it has it.
+
+        `alone` asks for one that computes as if nothing had been asked before.
+        """
         sequences, cells = self.limits.layout(needs)
         context = self.context
-        if context is None or context.cells < cells or context.sequences < sequences:
+        if (
+            context is None
+            or context.cells < cells
+            or context.sequences < sequences
+            or (alone and not context.as_alone)
+        ):
             self.close()
             context = self.context = self.make(sequences, cells)
         return context
@@ -175,13 +187,36 @@ class Scheduler:
             self.active.remove(one)
             self.left = True
 
+    def _grow(self) -> None:
+        """Move to another context if who waits first has no place in this one, but has one there."""
+        old = self.context
+        if old is None or not self.active or not self.waiting:
+            return
+        first = _need(self.waiting[0])
+        if len(self.active) < old.sequences and first <= old.cells:
+            return
+        most = max(first, old.cells)
+        needs = [_need(one.row) for one in self.active]
+        needs += [need for need in map(_need, self.waiting) if need <= most]
+        sequences, cells = self.limits.layout(needs)
+        if sequences <= len(self.active):
+            return
+        kept = [(old.known[one.sequence], old.saved(one.sequence)) for one in self.active]
+        self.close()  # first: there may be no room for both
+        new = self.context = self.make(sequences, cells)
+        for place, (one, (known, state)) in enumerate(zip(self.active, kept, strict=True)):
+            one.sequence = place
+            new.restore(place, known, state)
+        self._begin_again(new)
+
     def _admit(self) -> None:
         if not self.waiting:
             if self.left:
                 self._close_gaps()
             return
         if not self.active:
-            self.context_for([_need(row) for row in self.waiting])
+            alone = self.waiting[0].ticket.request.alone
+            self.context_for([_need(row) for row in self.waiting], alone=alone)
         context = self.context
         assert context is not None
         taken = {one.sequence for one in self.active}
@@ -200,7 +235,7 @@ class Scheduler:
             return one
         best = max(free, key=lambda i: _common(context.known[i], row.ids))
         own = _common(context.known[best], row.ids)
-        source, shared = self._busy_source(context, row)
+        source, shared = self._source(context, row)
         if shared >= own + _WORTH_COPYING_TOKENS:
             one.source, one.shared = source, shared
             own = 0
@@ -210,16 +245,35 @@ class Scheduler:
         one.todo = row.ids[row.cached_tokens :]
         return one
 
-    def _busy_source(self, context: Context, row: Row) -> tuple[int | None, int]:
-        """Return the sequence in use that begins, or will begin, most like a row."""
+    def _source(self, context: Context, row: Row) -> tuple[Active | None, int]:
+        """Return who begins, or will begin, most like a row, and how many tokens that are."""
         found, most = None, 0
         for other in self.active:
             shared = max(
                 _common(other.row.ids, row.ids), _common(context.known[other.sequence], row.ids)
             )
             if shared > most:
-                found, most = other.sequence, shared
+                found, most = other, shared
         return found, most
+
+    def _share(self) -> None:
+        """Give tokens to those that wait for them, if they are there or will not come any more."""
+        for one in self.active:
+            source = one.source
+            if source is None:
+                continue
+            assert self.context is not None
+            found = _common(self.context.known[source.sequence], one.row.ids)
+            if found < one.shared and not source.row.ended:
+                continue
+            one.source = None
+            if found >= _WORTH_COPYING_TOKENS:
+                one.row.cached_tokens = self.context.copy(source.sequence, one.sequence, found)
+                one.todo = one.row.ids[one.row.cached_tokens :]
+            if source.row.ended:  # the rest is its own work now; who waited as well waits for it
+                for other in self.active:
+                    if other.source is source:
+                        other.source, other.shared = one, min(one.shared, other.shared)
 
     def _close_gaps(self) -> None:
         """Move rows together: llama.cpp evaluates only neighbouring sequences in one go."""
@@ -227,6 +281,8 @@ class Scheduler:
         if context is None or not self.active:
             return
         taken = {one.sequence for one in self.active}
+        if max(taken) - min(taken) < len(taken):
+            return
         for one in sorted(self.active, key=lambda one: -one.sequence):
             gap = next(i for i in range(context.sequences + 1) if i not in taken)
             if gap >= len(self.active) or one.sequence < len(self.active):
@@ -234,9 +290,6 @@ class Scheduler:
             count = len(context.known[one.sequence])
             if context.copy(one.sequence, gap, count) < count:
                 return
-            for other in self.active:
-                if other.source == one.sequence:
-                    other.source = gap
             taken = taken - {one.sequence} | {gap}
             one.sequence = gap
 
@@ -252,7 +305,7 @@ class Scheduler:
         # Those that generate first: a long prompt must not hold them up.
         for one in sorted(self.active, key=lambda one: len(one.todo) > 1):
             room = self.limits.n_batch - len(tokens)
-            if room <= 0 or not self._ready(context, one):
+            if room <= 0 or one.source is not None:
                 continue
             count = min(len(one.todo), room)
             begin = len(context.known[one.sequence])
@@ -288,47 +341,40 @@ class Scheduler:
         self.pace.took(work, cores, time.perf_counter() - began_s)
         return logits
 
-    def _ready(self, context: Context, one: Active) -> bool:
-        """Whether a row can go on; one that waits for another's tokens takes them when they are there."""
-        if one.source is None:
-            return True
-        known = context.known[one.source]
-        if known[: one.shared] == one.row.ids[: one.shared]:
-            one.row.cached_tokens = context.copy(one.source, one.sequence, one.shared)
-            one.todo = one.row.ids[one.row.cached_tokens :]
-        elif any(other.sequence == one.source for other in self.active) and _begins(
-            one.row.ids, known
-        ):
-            return False
-        one.source = None  # it has them, or the other has left: its own work from here on
-        return True
-
     def _begin_again(self, context: Context) -> None:
-        """Have rows whose tokens were forgotten, by an aborted evaluation, evaluate them anew."""
+        """Have rows evaluate anew what was forgotten of them."""
         for one in self.active:
             whole = [*one.row.ids, *one.row.new_ids]
             one.todo = whole[len(context.known[one.sequence]) :]
 
     def _choose(self, finished: list[Active], logits: Any) -> None:
         now_s = time.perf_counter()
-        best = logits.argmax(axis=1)
-        require_numbers(logits[range(len(finished)), best])
+        best = logits.argmax(axis=1)  # of a row with what is no number, that
         for one, row_logits, top in zip(finished, logits, best.tolist(), strict=True):
-            row, invariant = one.row, self._promise(one.row)
-            token = top if one.choice.greedy else one.choice.sample(row_logits)
-            known = len(row.new_ids)
-            reason = row.take(token, self.eos_ids, now_s)
-            if row.ticket.request.logprobs and len(row.new_ids) > known:
-                logprob = float(logprobs(row_logits)[token])
-                row.tokens.append(Token(self.shown(token), token, logprob))
-            if reason is not None:
-                row.finish(reason, self.decode(row.new_ids), now_s, invariant)
-            elif row.watched:
-                row.advance(self.decode, now_s, invariant)
-            one.todo = [token]
+            try:
+                require_numbers(row_logits[top])
+            except ProviderError as error:
+                one.row.fail(error)
+            else:
+                token = top if one.choice.greedy else one.choice.sample(row_logits)
+                self._add(one, token, row_logits, now_s)
         if any(one.row.ended for one in finished):
             self.active = [one for one in self.active if not one.row.ended]
             self.left = True
+
+    def _add(self, one: Active, token: int, logits: Any, now_s: float) -> None:
+        """Add a token to its row, which may end with it."""
+        row, invariant = one.row, self._promise(one.row)
+        one.todo = [token]
+        known = len(row.new_ids)
+        reason = row.take(token, self.eos_ids, now_s)
+        if row.ticket.request.logprobs and len(row.new_ids) > known:
+            logprob = float(logprobs(logits)[token])
+            row.tokens.append(Token(self.shown(token), token, logprob))
+        if reason is not None:
+            row.finish(reason, self.decode(row.new_ids), now_s, invariant)
+        elif row.watched:
+            row.advance(self.decode, now_s, invariant)
 
     def _promise(self, row: Row) -> bool:
         return self.invariant or row.ticket.request.alone
@@ -336,12 +382,6 @@ class Scheduler:
 
 def _need(row: Row) -> int:
     return len(row.ids) + (row.params.max_tokens or 0)
-
-
-def _begins(whole: list[int], part: list[int]) -> bool:
-    """Whether one list begins with, or is the beginning of, the other."""
-    count = min(len(whole), len(part))
-    return whole[:count] == part[:count]
 
 
 def _common(known: list[int], wanted: list[int]) -> int:

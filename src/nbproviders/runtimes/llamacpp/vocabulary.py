@@ -9,11 +9,11 @@ from typing import Any
 
 from nbproviders.runtimes.llamacpp.native import library
 
-# Byte-pair vocabularies cut text by a regular expression that calls itself for each character of a run: at
-# about 27,500 letters, blanks or digits in a row it overflows the stack and ends the process.
+# Byte-pair vocabularies cut text by a regular expression. For many llama.cpp's engine calls itself for
+# each character of a run: at about 27,500 it overflows the stack and ends the process. What makes up a run
+# differs, but is always among these: no blank and no punctuation of ASCII; or no letter and no digit.
 _LONGEST_RUN = 8_000
-_KINDS = (r"[^\W\d_]", r"\d", r"\s", r"[^\w\s]", "_")
-_RUNS = re.compile("|".join(f"{kind}{{{_LONGEST_RUN}}}" for kind in _KINDS))
+_RUNS = re.compile(r"[^\s!-/:-@\[-`{-~]+|[\W_]+")
 
 
 class Vocabulary:
@@ -113,9 +113,9 @@ class Vocabulary:
 
 
 def _short_runs(text: str) -> list[str]:
-    """Return a text in pieces, cut only within runs of one kind of character that are too long."""
-    pieces, begin = [], 0
+    """Return a text in pieces, cut only within runs of like characters that are too long."""
+    cuts = [0]
     for found in _RUNS.finditer(text):
-        pieces.append(text[begin : found.end()])
-        begin = found.end()
-    return [*pieces, text[begin:]] if begin < len(text) else pieces or [text]
+        if found.end() - found.start() > _LONGEST_RUN:
+            cuts.extend(range(found.start() + _LONGEST_RUN, found.end(), _LONGEST_RUN))
+    return [text[begin:end] for begin, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
