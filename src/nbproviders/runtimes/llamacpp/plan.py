@@ -13,8 +13,7 @@ from nbproviders.runtimes.llamacpp.scheduler import Limits
 
 DEFAULT_CTX = 4096
 _LEAST_CACHE_BYTES = 64 * 2**20
-# Measured on two cores: more at once gain nothing. Small models gain from more, their steps being short.
-_MANY, _MANY_SMALL, _SMALL = 16, 32, 10_000_000
+_MANY = 16  # measured on two cores, 35 k to 20 M parameters: more at once gain nothing
 _FIXED_BYTES = 2**18  # what is in no buffer of llama.cpp's own
 _PLACES = "position_embd.weight"  # learned places: past the last, native code ends the process
 
@@ -107,8 +106,7 @@ def plan(
     alone = kv_bytes(header, tokens, type_k, type_v, state=False)
     most = max(alone, _LEAST_CACHE_BYTES, size.weights_bytes // 4)
     cells = max(most // step if step else _MANY, 1) * CELL_STEP
-    usual = _MANY_SMALL if size.parameters < _SMALL else _MANY
-    wanted = min(parallel or usual, n_batch)  # a token of each: with less llama.cpp aborts
+    wanted = min(parallel or _MANY, n_batch)  # a token of each: with less llama.cpp aborts
     rounded = -(-tokens // CELL_STEP) * CELL_STEP
     if parallel is not None:  # asked for by number: each has the whole context
         cells = max(cells, parallel * rounded)
