@@ -70,7 +70,7 @@ PACKAGES = {
     "unsloth": {"providers"},
     "tqdm": {"runtimes", "authoring", "comparison", "cli"},
     "numpy": {"runtimes", "demo", "render", "comparison"},
-    "pandas": {"values", "waist", "render", "comparison"},
+    "pandas": {"values", "waist", "routing", "render", "comparison"},
     "matplotlib": {"render"},
     "IPython": {"authoring", "render", "comparison", "widgets", "ipython"},
     "ipywidgets": {"widgets"},

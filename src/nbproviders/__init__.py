@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     )
     from nbproviders.render.token_charts import plot_next_tokens
     from nbproviders.render.tokens import plot_tokens
+    from nbproviders.routing.replay import replay
+    from nbproviders.routing.router import Router
     from nbproviders.session import events, load, load_sync, residents, unload, unload_all
     from nbproviders.widgets.picker import ModelPicker
 
@@ -95,6 +97,8 @@ _HOMES = {
     ),
     "render.token_charts": ("plot_next_tokens",),
     "render.tokens": ("plot_tokens",),
+    "routing.replay": ("replay",),
+    "routing.router": ("Router",),
     "session": ("events", "load", "load_sync", "residents", "unload", "unload_all"),
     "widgets.picker": ("ModelPicker",),
 }
