@@ -130,7 +130,9 @@ def shared(file: Path, rounds: int) -> None:
             warm.append(second.ttft_s)
             cached = second.usage.cached_tokens
     a, b = statistics.median(cold) * 1e3, statistics.median(warm) * 1e3
-    print(f"  first token with {cached} tokens known: {b:.1f} ms, cold {a:.1f} ms: {a / b:.1f} x sooner")
+    print(
+        f"  first token with {cached} tokens known: {b:.1f} ms, cold {a:.1f} ms: {a / b:.1f} x sooner"
+    )
 
 
 def alternate(
