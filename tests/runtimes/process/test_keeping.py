@@ -1,0 +1,172 @@
+"""Promises of kept servers: they outlive their kernel, are found again, and not for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nbproviders.errors import ConfigurationError
+from nbproviders.residency.entry import Progress
+from nbproviders.runtimes.process import channel, server, state
+from nbproviders.runtimes.process.keeping import kept
+from tests.runtimes.process.servers import files, healthy, program, soon
+from tests.runtimes.process.test_guardian import kernel, killed
+
+
+@pytest.mark.parametrize("what", ["start", "gate"])
+async def test_a_kept_server_is_found_by_the_next_kernel(what: str, folder: Path) -> None:
+    """It lives on when its kernel is killed, gate and all, and answers to the key that was written down."""
+    child, (pid,) = kernel(what, keep_s=60)
+    killed(child)
+    await asyncio.sleep(0.3)
+    (told,) = kept()
+    assert (told.pid, told.identity, told.owners) == (pid, "a", 0)
+    assert told.left_s is not None
+    assert 50 < told.left_s <= 60
+    one = await server.find("a")
+    assert one is not None
+    assert (one.pid, one.kept, one.alive) == (pid, True, True)
+    assert await healthy(one.base_url, one.key)
+    assert not await healthy(one.base_url, "wrong")
+    assert (kept()[0].owners, kept()[0].left_s) == (1, None)
+    assert await server.find("b") is None
+    again = await server.start(
+        "lab", program(), ready=healthy, timeout_s=10, progress=Progress(), keep=True, identity="a"
+    )
+    assert again.pid == pid
+    await one.stop()
+    assert not again.alive
+    assert kept() == []
+    assert files(folder) == []
+
+
+async def test_adopting_lasts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Owning a found server does not end with the time that connecting to it may take."""
+    monkeypatch.setattr(channel, "_CONNECT_S", 0.2)
+    child, _ = kernel("start", keep_s=0.2)
+    one = await server.find("a")
+    assert one is not None
+    killed(child)
+    await asyncio.sleep(0.8)
+    assert one.alive
+    assert await healthy(one.base_url, one.key)
+    await one.release()
+
+
+def test_records_are_private(folder: Path) -> None:
+    """Key and secret are in a file for its owner alone, in folders for its owner alone."""
+    child, _ = kernel("start", keep_s=0.01)
+    (path,) = folder.rglob("server.json")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert path.parent.parent.stat().st_mode & 0o777 == 0o700
+    (record,) = state.records(state.root())
+    assert record.key not in repr(record)
+    killed(child)
+
+
+async def test_the_clock_starts_with_the_last_owner(folder: Path) -> None:
+    """Two kernels share one server; it stays while either lives, and ends a while after both."""
+    first, (pid,) = kernel("start", keep_s=0.5)
+    second, (same,) = kernel("start", keep_s=0.5)
+    assert same == pid
+    assert kept()[0].owners == 2
+    killed(first)
+    await asyncio.sleep(0.8)
+    assert kept()[0].owners == 1
+    killed(second)
+    assert 0.3 < soon(lambda: not state.process_started(pid)) < 2
+
+
+def test_kernels_that_ask_at_once_start_one(folder: Path) -> None:
+    """Two that start the same kept server in the same moment share it."""
+    import concurrent.futures
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        started = list(pool.map(lambda _: kernel("start", keep_s=0.1), range(3)))
+    assert len({pid for _, (pid,) in started}) == 1
+    assert kept()[0].owners == 3
+    for child, _ in started:
+        killed(child)
+
+
+def test_giving_it_back_starts_the_clock(folder: Path) -> None:
+    """A kernel that releases a kept server and lives on does not keep it."""
+    child, (pid,) = kernel("release", keep_s=0.3)
+    assert child.stdin is not None
+    child.stdin.close()
+    assert child.stdout is not None
+    assert child.stdout.readline() == "released\n"
+    soon(lambda: not state.process_started(pid))
+    child.kill()
+    child.wait()
+    child.stdout.close()
+
+
+async def test_another_process_is_not_mistaken_for_it(folder: Path) -> None:
+    """A record whose ids now belong to others is removed, and those others are left in peace."""
+    root = state.root()
+    other = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220 - not waited for
+    for name, guardian, began in (
+        ("0" * 16, 2**22 + 1, "long ago"),
+        ("1" * 16, other.pid, "long ago"),
+        ("2" * 16, 2**22 + 1, ""),
+    ):
+        record = state.Record(name, "lab", guardian, began, other.pid, "long ago", identity="a")
+        (root / name).mkdir()
+        state.write(root / name, dataclasses.replace(record, control=1))
+    assert kept() == []
+    assert await server.find("a") is None
+    assert files(folder) == []
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+async def test_a_kept_server_that_does_not_answer_is_ended(folder: Path) -> None:
+    """One that hangs is not handed out; nobody owns it, so it makes room."""
+    child, (pid,) = kernel("start", keep_s=60)
+    killed(child)
+    os.kill(pid, signal.SIGSTOP)
+
+    async def no(base_url: str, key: str) -> bool:
+        return False
+
+    assert await server.find("a", ready=no) is None
+    assert not state.process_started(pid)
+    assert files(folder) == []
+
+
+async def test_keeping_needs_an_identity() -> None:
+    """What could never be found again is not kept."""
+    with pytest.raises(ConfigurationError, match="identity"):
+        await server.start(
+            "lab", program(), ready=healthy, timeout_s=1, progress=Progress(), keep=True
+        )
+
+
+async def test_an_unowned_kept_server_is_evicted(folder: Path) -> None:
+    """What was kept and is nobody's makes room for another kernel's; what is owned does not."""
+    asked = {"ready": healthy, "timeout_s": 10, "progress": Progress(), "exclusive": "cuda:0"}
+    one = await server.start("first", program(), keep=True, identity="a", **asked)  # type: ignore[arg-type]
+    await one.release()
+    two = await server.start("second", program(), policy="evict", **asked)  # type: ignore[arg-type]
+    assert kept() == []
+    assert not state.process_started(one.pid)
+    await two.stop()
+
+
+def test_what_a_killed_guardian_left_is_buried(folder: Path) -> None:
+    """The next look removes its record, its log and, had it survived, its server."""
+    child, (pid,) = kernel("start", keep_s=60)
+    killed(child)
+    os.kill(int(state.proc_stat(pid)[1]), signal.SIGKILL)
+    soon(lambda: not state.process_started(pid))
+    assert kept() == []
+    assert files(folder) == []
