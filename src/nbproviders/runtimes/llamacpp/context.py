@@ -183,25 +183,6 @@ class Context:
         self.known[target] = list(self.known[source])
         return self.keep(target, count)
 
-    def saved(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
-        """Return what a sequence remembers, for `restore` of another context.
-
-        What was copied since the last evaluation is not in it yet: llama.cpp copies with the next.
-        """
-        size = int(self._native.llama_state_seq_get_size(self._pointer, sequence))
-        state = (ctypes.c_uint8 * size)()
-        self._native.llama_state_seq_get_data(self._pointer, state, size, sequence)
-        return state
-
-    def restore(
-        self, sequence: int, known: Sequence[int], state: ctypes.Array[ctypes.c_uint8]
-    ) -> None:
-        """Have a sequence remember what one of another context did; nothing, if that is of another form."""
-        if self._native.llama_state_seq_set_data(self._pointer, state, len(state), sequence):
-            self.known[sequence] = list(known)
-        else:
-            self.keep(sequence, 0)
-
     def close(self) -> None:
         """Free it; a second time does nothing."""
         pointer, self._pointer = self._pointer, None

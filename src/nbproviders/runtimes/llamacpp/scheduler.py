@@ -188,7 +188,10 @@ class Scheduler:
             self.left = True
 
     def _grow(self) -> None:
-        """Move to another context if who waits first has no place in this one, but has one there."""
+        """Make another context if who waits first has no place in this one, but has one there.
+
+        Only while all that is known of those in it fits one evaluation: it is computed again.
+        """
         old = self.context
         if old is None or not self.active or not self.waiting:
             return
@@ -199,14 +202,14 @@ class Scheduler:
         needs = [_need(one.row) for one in self.active]
         needs += [need for need in map(_need, self.waiting) if need <= most]
         sequences, cells = self.limits.layout(needs)
-        if sequences <= len(self.active):
+        if sequences <= len(self.active) or cells < first:
             return
-        kept = [(old.known[one.sequence], old.saved(one.sequence)) for one in self.active]
+        if sum(len(old.known[one.sequence]) for one in self.active) > self.limits.n_batch:
+            return
         self.close()  # first: there may be no room for both
         new = self.context = self.make(sequences, cells)
-        for place, (one, (known, state)) in enumerate(zip(self.active, kept, strict=True)):
+        for place, one in enumerate(self.active):
             one.sequence = place
-            new.restore(place, known, state)
         self._begin_again(new)
 
     def _admit(self) -> None:
@@ -225,9 +228,10 @@ class Scheduler:
             one = self._place(context, self.waiting.popleft(), free)
             free.remove(one.sequence)
             self.active.append(one)
+        assert self.active  # no request needs more than n_ctx: it would be refused before
 
     def _place(self, context: Context, row: Row, free: list[int]) -> Active:
-        """Give a row the sequence that already knows most of it, or has least to lose."""
+        """Give a row the sequence that already knows most of it."""
         row.began_s = row.began_s or time.perf_counter()
         one = Active(row, free[0], row.ids, Choice(row.params))
         if row.ticket.request.alone:
@@ -267,9 +271,8 @@ class Scheduler:
             if found < one.shared and not source.row.ended:
                 continue
             one.source = None
-            if found >= _WORTH_COPYING_TOKENS:
-                one.row.cached_tokens = self.context.copy(source.sequence, one.sequence, found)
-                one.todo = one.row.ids[one.row.cached_tokens :]
+            one.row.cached_tokens = self.context.copy(source.sequence, one.sequence, found)
+            one.todo = one.row.ids[one.row.cached_tokens :]
             if source.row.ended:  # the rest is its own work now; who waited as well waits for it
                 for other in self.active:
                     if other.source is source:
@@ -287,9 +290,7 @@ class Scheduler:
             gap = next(i for i in range(context.sequences + 1) if i not in taken)
             if gap >= len(self.active) or one.sequence < len(self.active):
                 continue
-            count = len(context.known[one.sequence])
-            if context.copy(one.sequence, gap, count) < count:
-                return
+            context.copy(one.sequence, gap, len(context.known[one.sequence]))
             taken = taken - {one.sequence} | {gap}
             one.sequence = gap
 
