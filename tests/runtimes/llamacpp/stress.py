@@ -145,7 +145,13 @@ def main() -> None:
         time.sleep(0.05)
     print("leases back: yes")
     nbp.unload_all(timeout_s=30)
-    models = [t.name for t in threading.enumerate() if t.name.startswith("nbproviders-demo")]
+    deadline = time.monotonic() + 10
+    while models := [
+        t.name for t in threading.enumerate() if t.name.startswith("nbproviders-demo")
+    ]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)  # a load that nobody waited for winds down by itself
     print(f"threads left: {len(models)}")
     print(f"{sum(tally.values())} calls in {time.monotonic() - began_s:.0f} s")
     if failures or models:
