@@ -229,3 +229,9 @@ def test_mapped_lets_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, mapped("never said"):
         raise error
     assert caught.value is error
+
+
+def test_a_huge_foreign_text_is_cut_and_costs_no_time() -> None:
+    """A service may answer with anything; looking for keys in it must not hang."""
+    told = foreign(ValueError("-a" * 100_000))
+    assert len(str(told)) < 5_000

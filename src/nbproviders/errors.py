@@ -149,6 +149,9 @@ _SECRET_TEXT = re.compile(
 )
 
 
+_MOST_CHARACTERS = 4_000
+
+
 def scrub(text: str) -> str:
     """Return the text with anything that looks like a key or password replaced by ``****``."""
     return _SECRET_TEXT.sub(lambda found: (found["name"] or "") + "****", text)
@@ -158,7 +161,8 @@ def foreign(error: BaseException) -> ForeignError:
     """Return a frameless stand-in for a library's exception, safe to keep, show and log."""
     if isinstance(error, ForeignError):
         return error
-    return ForeignError(type(error).__name__, scrub(str(error)))
+    # The search for keys takes quadratic time on some texts, and nobody reads more of an error.
+    return ForeignError(type(error).__name__, scrub(str(error)[:_MOST_CHARACTERS]))
 
 
 def fresh(error: ProviderError) -> ProviderError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _CHUNK_TOKENS = 512
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # how a SentencePiece vocabulary writes one
 
 
 def next_tokens(
@@ -119,9 +121,10 @@ def token_text(tokenizer: Any, token: int) -> str:
     if "\ufffd" not in text:
         return text
     written = str(tokenizer.convert_ids_to_tokens(token))
-    if all(char in _bytes_of_characters() for char in written):
-        return "".join(f"<0x{_bytes_of_characters()[char]:02X}>" for char in written)
-    return written  # "<0xE2>" in a SentencePiece vocabulary
+    known = _bytes_of_characters()
+    if _BYTE.fullmatch(written) or not all(char in known for char in written):
+        return written
+    return "".join(f"<0x{known[char]:02X}>" for char in written)
 
 
 @cache

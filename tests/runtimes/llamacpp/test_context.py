@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import nbproviders as nbp
 from nbproviders.errors import ProviderError
 from nbproviders.residency.entry import Progress
 from nbproviders.runtimes.gguf.header import read_files
@@ -177,3 +178,18 @@ def test_what_it_takes_is_what_was_planned(make: Make, weights: tuple[Path, Any,
     assert name == "CPU"
     whole = planned.cache_bytes + planned.workspace_bytes
     assert taken == pytest.approx(whole, rel=0.15, abs=2**18)
+
+
+def test_sizes_are_measured_though_other_code_took_the_log() -> None:
+    """What a load takes is read off llama.cpp's log, whoever listened to it last."""
+    import ctypes
+
+    import llama_cpp.llama_cpp as lib
+
+    other = lib.llama_log_callback(lambda *_: None)
+    lib.llama_log_set(other, ctypes.c_void_p(0))
+    with nbp.model("llama-cpp:demo-m?n_ctx=200") as m:
+        m.generate("1+1=", max_tokens=1)
+        taken = m.info.memory_bytes["cpu"]
+    file = nbp.demo.gguf_path("demo-m") / "demo-m-F16.gguf"
+    assert taken > file.stat().st_size + 2**20  # weights, and the cache besides

@@ -80,6 +80,8 @@ def _log(level: int, text: bytes, _: object) -> None:
 def recorded() -> Iterator[list[str]]:
     """Collect what llama.cpp logs on this thread."""
     lines: list[str] = []
+    if _library is not None:  # other code in this process may have taken the log over
+        _library.llama_log_set(_callback, ctypes.c_void_p(0))
     outer = getattr(_here, "lines", None)
     _here.lines = lines
     try:
