@@ -65,6 +65,14 @@ def test_score_adds_up() -> None:
     assert math.isnan(Score(()).perplexity)
 
 
+@pytest.mark.parametrize("logprob", [-710.0, -1e9, -math.inf])
+def test_an_impossible_text_has_infinite_perplexity(logprob: float) -> None:
+    """Rather than none: more than a float holds is no error; just below that it is a number."""
+    assert Score((HALF, Token("x", 2, 2 * logprob))).perplexity == math.inf
+    assert Token("x", 2, logprob).probability < 1e-300
+    assert math.isfinite(Score((Token("x", 2, -709.0),)).perplexity)
+
+
 def test_frame_has_a_row_for_each_token_and_fixed_types() -> None:
     """Also an empty one has its columns, so that code after it needs no special case."""
     frame = Score((HALF, QUARTER), "test:m").frame

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -164,3 +164,177 @@ def test_a_run_that_breaks_leaves_nobody_waiting() -> None:
     assert not thread.is_alive()
     assert all(isinstance(error, ProviderError) for error in ended[:2])
     assert ended[2] == "next"
+
+
+# Taking more while a run goes on
+
+
+class Endless(Machine):
+    """Runs as long as requests come: each turn takes what has come, then ends the oldest."""
+
+    def __init__(self, limit: int = 4, turn: Callable[[int], object] = lambda _: None) -> None:
+        super().__init__(limit)
+        self.turn, self.turns, self.alone = turn, 0, list[bool]()
+        self.cancels = 0
+        self.batcher = Batcher(self.worker, self.run, limit, self._cancelled)
+
+    def _cancelled(self) -> None:
+        self.cancels += 1
+
+    def run(self, tickets: Sequence[Ticket]) -> None:
+        self.batches.append([str(ticket.request.prompt) for ticket in tickets])
+        active = list(tickets)
+        self.started.set()
+        while active:
+            assert self.go_on.wait(BOUND_S)
+            self.turns += 1
+            self.turn(self.turns)
+            if not any(one.request.alone for one in active):
+                active += self.batcher.take(4 - len(active))
+            self.alone.append(any(one.request.alone for one in active) and len(active) > 1)
+            ticket = active.pop(0)
+            ticket.end("" if ticket.cancelled else str(ticket.request.prompt), Finish())
+
+
+async def closed(machine: Machine) -> None:
+    machine.go_on.set()
+    await machine.worker.close()
+
+
+async def test_what_comes_meanwhile_joins_the_run() -> None:
+    """Nobody is answered twice, and nobody is left out."""
+    machine = Endless()
+    machine.go_on.clear()
+    first = asyncio.ensure_future(machine.text("first"))
+    await happened(machine.started)
+    later = [asyncio.ensure_future(machine.text(f"later {n}")) for n in range(20)]
+    await asyncio.sleep(0)
+    machine.go_on.set()
+    assert await asyncio.gather(first, *later) == ["first", *(f"later {n}" for n in range(20))]
+    assert machine.batches == [["first"]]
+    assert machine.turns == 21
+    await closed(machine)
+
+
+async def test_nobody_joins_one_that_is_alone_nor_the_other_way_round() -> None:
+    """Those behind it wait for it: they do not overtake."""
+    machine = Endless()
+    machine.go_on.clear()
+    tasks = [asyncio.ensure_future(machine.text("a"))]
+    await happened(machine.started)
+    for prompt in ("b", Request("alone", alone=True), "c"):
+        tasks.append(asyncio.ensure_future(machine.text(prompt)))
+        await asyncio.sleep(0)
+    machine.go_on.set()
+    assert await asyncio.gather(*tasks) == ["a", "b", "alone", "c"]
+    assert machine.batches == [["a"], ["alone"], ["c"]]
+    assert not any(machine.alone)
+    await closed(machine)
+
+
+async def test_who_leaves_while_others_are_taken_is_in_one_place() -> None:
+    """Given up before it is taken it never runs; after, it ends there; all others are answered."""
+    machine = Endless()
+    outcomes: list[object] = []
+    for batch in range(30):
+        tasks = [asyncio.ensure_future(machine.text(f"{batch} {n}")) for n in range(12)]
+        await asyncio.sleep(0)
+        for task in tasks[batch % 3 :: 3]:
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        for n, outcome in enumerate(done):
+            assert isinstance(outcome, asyncio.CancelledError) or outcome == f"{batch} {n}"
+        outcomes += done
+    assert sum(isinstance(outcome, str) for outcome in outcomes) >= 30 * 8
+    assert machine.turns <= len(outcomes)
+    await closed(machine)
+
+
+async def test_nobody_hurries_for_one_as_long_as_another_waits() -> None:
+    """Only when nobody is left who wants the run, once the last of them has left."""
+    machine = Endless()
+    machine.go_on.clear()
+    tasks = [asyncio.ensure_future(machine.text(prompt)) for prompt in "abc"]
+    await happened(machine.started)
+    seen = []
+    for task in tasks:
+        task.cancel()
+        await asyncio.sleep(0)
+        seen.append(machine.cancels)
+    assert seen == [0, 0, 1]
+    machine.go_on.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await closed(machine)
+
+
+async def test_a_long_run_keeps_none_that_were_answered(machine: Machine) -> None:
+    """However many come, only those still running are known."""
+    machine.go_on.clear()
+    first = asyncio.ensure_future(machine.text("first"))
+    await happened(machine.started)
+    for _ in range(50):
+        later = [asyncio.ensure_future(machine.text("later")) for _ in range(2)]
+        await asyncio.sleep(0)
+        for ticket in machine.batcher.take(4):  # as the run does, on its thread
+            ticket.end("answer", Finish())
+        assert await asyncio.gather(*later) == ["answer", "answer"]
+        assert len(machine.batcher._taken) <= 3
+    machine.go_on.set()
+    await first
+    await machine.worker.run(lambda: None)
+    assert machine.batcher._taken == []
+
+
+async def test_who_was_taken_is_told_when_the_run_breaks() -> None:
+    """As those are who began it."""
+
+    class Breaking(Endless):
+        def run(self, tickets: Sequence[Ticket]) -> None:
+            self.started.set()
+            assert self.go_on.wait(BOUND_S)
+            assert len(self.batcher.take(4)) == 2
+            raise ZeroDivisionError("defect")
+
+    machine = Breaking()
+    machine.go_on.clear()
+    tasks = [asyncio.ensure_future(machine.text("a"))]
+    await happened(machine.started)
+    tasks += [asyncio.ensure_future(machine.text(prompt)) for prompt in "bc"]
+    await asyncio.sleep(0)
+    machine.go_on.set()
+    async with asyncio.timeout(3):
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(error, ProviderError) for error in ended)
+    await closed(machine)
+
+
+class Halting(Machine):
+    """Says one word of each row, and the rest when `go_on` lets it."""
+
+    def run(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            ticket.emit("word ")
+        assert self.go_on.wait(BOUND_S)
+        for ticket in tickets:
+            ticket.end("end", Finish())
+
+
+async def test_a_timeout_round_leaving_is_heard() -> None:
+    """The row is waited for all the same; then whoever bounded that learns that it took too long."""
+    machine = Halting()
+    machine.go_on.clear()
+    source = machine.batcher.read(as_request("x"))
+    assert await anext(source) == "word "
+
+    async def leave() -> None:
+        async with asyncio.timeout(0):
+            await source.aclose()
+
+    leaving = asyncio.ensure_future(leave())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not leaving.done()
+    machine.go_on.set()
+    with pytest.raises(TimeoutError):
+        await leaving
+    await closed(machine)

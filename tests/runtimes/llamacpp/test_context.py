@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,69 @@ def test_more_cores_change_nothing(make: Make) -> None:
     one = run(context, 0, TEXT)
     context.use_threads(2)
     np.testing.assert_allclose(run(context, 1, TEXT), one, atol=1e-5)
+
+
+def test_it_keeps_what_native_code_reads(weights: tuple[Path, Any, int]) -> None:
+    """Its abort flag lives as long as it does, whoever else has forgotten it."""
+    _, pointer, size = weights
+    settings = Settings(256, 64, 1, False, False, 0, 0, False)
+    flag = Abort()
+    kept = weakref.ref(flag)
+    context = Context(pointer, size, settings, 1, 256, flag)
+    del flag
+    gc.collect()
+    assert kept() is not None
+    run(context, 0, TEXT)
+    context.close()
+
+
+@pytest.mark.parametrize(
+    ("flash", "short", "as_alone"),
+    [(None, True, False), (None, False, True), (False, True, True), (True, True, True)],
+)
+def test_whether_many_compute_as_one_does(
+    weights: tuple[Path, Any, int], flash: bool | None, short: bool, as_alone: bool
+) -> None:
+    """Not if a single sequence is computed without flash attention, and several with it."""
+    _, pointer, size = weights
+    settings = Settings(256, 64, 1, flash, short, 0, 0, False)
+    alone, many = (Context(pointer, size, settings, n, 256, Abort()) for n in (1, 4))
+    found = [run(one, 0, TEXT) for one in (alone, many)]
+    assert (alone.as_alone, many.as_alone) == (True, as_alone)
+    assert bool((found[0] == found[1]).all()) is as_alone
+    alone.close()
+    many.close()
+
+
+def test_nothing_is_copied_of_nothing(make: Make) -> None:
+    """The target has forgotten what it knew."""
+    context = make()
+    run(context, 0, TEXT)
+    run(context, 2, TEXT[::-1])
+    assert context.copy(0, 2, 0) == 0
+    assert context.known[2] == []
+    np.testing.assert_allclose(run(context, 2, TEXT), run(make(), 0, TEXT), atol=1e-5)
+
+
+def test_a_recurrent_model_goes_on_or_begins_again(tmp_path: Path) -> None:
+    """It cannot forget the end of a text alone."""
+    path = write_llama_gguf(tmp_path / "mamba.gguf", arch="mamba")
+    pointer, _ = load_weights(path, gpu_layers=0, total_bytes=1, progress=Progress())
+    functions = library()
+    size = functions.llama_vocab_n_tokens(functions.llama_model_get_vocab(pointer))
+    settings = Settings(256, 64, 1, False, False, 0, 0, False)
+    context, other = (Context(pointer, size, settings, 3, 256, Abort()) for _ in range(2))
+    run(context, 0, TEXT)
+    assert context.keep(0, len(TEXT)) == len(TEXT)
+    assert (context.copy(0, 1, len(TEXT)), context.copy(0, 2, 3)) == (len(TEXT), 0)
+    wanted = run(other, 0, [*TEXT, 77])
+    for sequence in (0, 1):
+        np.testing.assert_allclose(run(context, sequence, [77]), wanted, atol=1e-5)
+    assert context.keep(0, 3) == 0
+    np.testing.assert_allclose(run(context, 0, [*TEXT, 77]), wanted, atol=1e-5)
+    for one in (context, other):
+        one.close()
+    functions.llama_model_free(pointer)
 
 
 def test_it_is_closed_once(make: Make) -> None:
