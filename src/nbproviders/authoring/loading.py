@@ -114,8 +114,11 @@ class ResidentLoader:
             model: Model = await asyncio.shield(work)
         except asyncio.CancelledError:
             progress.cancel()
-            await _ended(work)
-            await worker.close()
+            # A task of its own: a second cancellation ends this waiting, not the clearing up.
+            winding = asyncio.ensure_future(_wound_down(work, worker))
+            _winding.add(winding)
+            winding.add_done_callback(_winding.discard)
+            await asyncio.shield(winding)
             raise
         except BaseException:
             await worker.close()
@@ -123,6 +126,17 @@ class ResidentLoader:
         if not worker.claimed:
             await worker.close()
         return model
+
+
+_winding: set[asyncio.Future[None]] = set()  # the loop itself keeps tasks by weak references only
+
+
+async def _wound_down(work: asyncio.Future[Any], worker: Worker) -> None:
+    """Close what a cancelled load may still have loaded, and end its thread."""
+    try:
+        await _ended(work)
+    finally:
+        await worker.close()
 
 
 async def _ended(work: asyncio.Future[Any]) -> None:
