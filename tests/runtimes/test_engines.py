@@ -311,3 +311,12 @@ def test_a_references_seed_is_taken_where_a_request_gives_none() -> None:
         assert drawn == plain.generate("hello", seed=5, **options)
         assert seeded.generate("hello", seed=6, **options).params.seed == 6
         assert len(nbp.residents()) == 1
+
+
+def test_a_blank_before_a_comma_stays() -> None:
+    """Decoding gives what was encoded, to the blank."""
+    pytest.importorskip("llama_cpp")
+    text = "the girl , and the dog . Is it n't so ?"
+    with nbp.model("llama-cpp:demo-m") as m:
+        words = m.raw._vocabulary  # type: ignore[attr-defined]
+        assert words.decode(words.encode(text, special=True)) == text

@@ -79,6 +79,9 @@ class Vocabulary:
         """Return the text of tokens, without special ones."""
         if not ids:
             return ""
+        if self._by_regex:
+            # Not by llama_detokenize: for these vocabularies it also takes blanks before commas away.
+            return b"".join(map(self._plain, ids)).decode("utf-8", "replace")
         tokens = (ctypes.c_int32 * len(ids))(*ids)
         size = self._detokenize(tokens)
         if size < 0:
@@ -104,11 +107,17 @@ class Vocabulary:
 
     def piece(self, token: int) -> bytes:
         """Return the bytes of a token, special ones by their names."""
+        return self._piece(token, True)
+
+    def _plain(self, token: int) -> bytes:
+        return self._piece(token, False)
+
+    def _piece(self, token: int, special: bool) -> bytes:
         room = len(self._buffer)
-        size = self._native.llama_token_to_piece(self._vocab, token, self._buffer, room, 0, True)
+        size = self._native.llama_token_to_piece(self._vocab, token, self._buffer, room, 0, special)
         if size < 0:
             self._buffer = ctypes.create_string_buffer(-size)
-            return self.piece(token)
+            return self._piece(token, special)
         return self._buffer.raw[:size]
 
 
