@@ -9,6 +9,7 @@ import pytest
 
 from nbproviders import registry, session
 from nbproviders.catalog import aliases, settings
+from nbproviders.catalog.services import SERVICES
 from nbproviders.errors import ProviderError
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.memory import BUDGET_VARIABLE
@@ -16,10 +17,13 @@ from nbproviders.residency.memory import BUDGET_VARIABLE
 
 @pytest.fixture(autouse=True)
 def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A settings file of this test alone, and no budget; its path is told."""
+    """A settings file of this test alone, no budget and nobody's keys; its path is told."""
     path = tmp_path / "nbproviders-config.toml"
     monkeypatch.setenv(settings.CONFIG_VARIABLE, str(path))
     monkeypatch.delenv(BUDGET_VARIABLE, raising=False)
+    for row in SERVICES.values():
+        for variable in (*row.key_variables, row.url_variable):
+            monkeypatch.delenv(variable or "_", raising=False)
     monkeypatch.setattr(aliases, "_made", {})
     aliases.reload()
     yield path

@@ -249,6 +249,86 @@ async def test_what_a_cancelled_load_made_is_closed() -> None:
     assert [model.closed for model in made] == [1]
 
 
+async def test_a_load_cancelled_twice_leaves_nothing() -> None:
+    """A second cancellation, while the first is cleared up, leaves neither model nor thread behind."""
+    made: list[ScriptedModel] = []
+    go_on, started = threading.Event(), threading.Event()
+
+    class Lab(ScriptedProvider):
+        def load(self, key: ResourceKey, progress: Progress) -> Model:
+            started.set()
+            assert go_on.wait(BOUND_S)
+            made.append(ScriptedModel())
+            return made[-1]
+
+    async def load_and_cancel() -> None:
+        work = asyncio.ensure_future(Lab().model("twice").loader.load(Progress()))
+        await happened(started)
+        for _ in range(2):
+            work.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+    await engine.default().call(load_and_cancel)
+    go_on.set()
+    assert ends("nbproviders-twice")
+    assert [model.closed for model in made] == [1]
+
+
+async def test_an_awaited_load_runs_on_the_engine() -> None:
+    """An `async def load` takes no thread, knows its reference, and is loaded once."""
+    here: list[bool] = []
+
+    class Lab(ScriptedProvider):
+        async def load(self, key: ResourceKey, progress: Progress) -> Model:  # type: ignore[override]
+            here.append(engine.default().here)
+            await asyncio.sleep(0)
+            return ScriptedModel()
+
+    one, two = await asyncio.gather(Lab().model("a").open(), Lab().model("a").open())
+    assert one.raw is two.raw
+    assert one.info.spec == "lab:a"
+    assert here == [True]
+    assert not [t for t in threading.enumerate() if t.name == "nbproviders-a"]
+    one.close()
+    two.close()
+
+
+async def test_an_awaited_load_can_be_stopped() -> None:
+    """Cancelled, it ends where it waits, and nothing is kept."""
+    gate, ended = Gate(), threading.Event()
+
+    class Lab(ScriptedProvider):
+        async def load(self, key: ResourceKey, progress: Progress) -> Model:  # type: ignore[override]
+            try:
+                await gate.passed()
+            finally:
+                ended.set()
+            return ScriptedModel()
+
+    opening = asyncio.ensure_future(Lab().model("a").open())
+    await happened(gate.reached)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    await happened(ended)
+    residency = residencies.default()
+    while residency.residents():
+        await engine.default().call(residency._admission.changed)
+
+
+async def test_an_awaited_load_returns_a_model() -> None:
+    """Anything else is an error that says what to return."""
+
+    class Lab(ScriptedProvider):
+        async def load(self, key: ResourceKey, progress: Progress) -> Any:  # type: ignore[override]
+            return "no model"
+
+    with pytest.raises(ProviderError, match="returned str, not a Model"):
+        await Lab().setup("a")
+
+
 async def test_a_failed_load_says_what_and_where() -> None:
     """Reference, cause and hint are told, the cause without frames, and nothing is kept."""
 

@@ -15,6 +15,7 @@ from nbproviders.core.spec import (
     ModelSpec,
     ResourceKey,
     canonical,
+    holds_secret,
     is_secret,
     secret_digest,
     split_options,
@@ -29,7 +30,7 @@ values = st.recursive(
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
     ),
     max_leaves=6,
-)
+).filter(lambda value: not holds_secret("", value))
 option_names = st.from_regex(r"\A[a-z][a-z0-9_]{0,12}\Z").filter(lambda name: not is_secret(name))
 model_names = st.text(min_size=1, max_size=30).filter(str.strip)
 

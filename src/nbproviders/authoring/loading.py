@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nbproviders.authoring.adapted import adapt
+from nbproviders.core.completion import Cost, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request
 from nbproviders.core.spec import ModelSpec, ResourceKey
@@ -65,6 +67,10 @@ class SetUpModel(Model):
         """The inner model's."""
         return self._inner.stream(request)
 
+    def cost(self, usage: Usage) -> Cost:
+        """The inner model's."""
+        return self._inner.cost(usage)
+
     @property
     def raw(self) -> object:
         """The inner model's object."""
@@ -95,7 +101,7 @@ async def _torn_down(handle: ModelHandle) -> None:
 
 
 class ResidentLoader:
-    """Loads by a provider's `load`, on a thread that the model keeps."""
+    """Loads by a provider's `load`: on a thread that the model keeps, or awaited on the engine's loop."""
 
     def __init__(self, provider: ResidentProvider, spec: ModelSpec, key: ResourceKey) -> None:
         self._provider, self.spec, self.key = provider, spec, key
@@ -105,7 +111,9 @@ class ResidentLoader:
         return await asyncio.to_thread(self._provider.estimate, self.key)
 
     async def load(self, progress: Progress) -> Model:
-        """Run `load` on a new thread. Cancelled, it stops at its next report and leaves nothing."""
+        """Run `load`. Cancelled, one on a thread stops at its next report and leaves nothing."""
+        if inspect.iscoroutinefunction(self._provider.load):
+            return await self._provider.open_spec(self.spec, self.key, progress)
         worker = Worker(self.spec.model.rpartition("/")[2])
         work = asyncio.ensure_future(
             worker.run(self._provider.load_spec, self.spec, self.key, progress)

@@ -6,7 +6,7 @@ import contextvars
 import dataclasses
 from abc import abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from nbproviders.authoring.loading import ResidentLoader
@@ -31,8 +31,10 @@ class ResidentProvider(ModelProvider):
     """
 
     @abstractmethod
-    def load(self, key: ResourceKey, progress: Progress) -> Model:
-        """Load a model; called on the thread that will be the model's own.
+    def load(self, key: ResourceKey, progress: Progress) -> Model | Awaitable[Model]:
+        """Load a model. A plain function runs on the thread that will be the model's own.
+
+        An ``async def`` runs on the engine's loop: for what is reached and not computed here.
 
         Parameters
         ----------
@@ -49,7 +51,16 @@ class ResidentProvider(ModelProvider):
     def load_spec(self, spec: ModelSpec, key: ResourceKey, progress: Progress) -> Model:
         """Load, and have the model know its reference."""
         progress.phase = "loading"
-        model = self.load(key, progress)
+        return self._known(self.load(key, progress), spec)
+
+    async def open_spec(self, spec: ModelSpec, key: ResourceKey, progress: Progress) -> Model:
+        """The same for a ``load`` that is awaited."""
+        progress.phase = "connecting"
+        loading: Any = self.load(key, progress)
+        return self._known(await loading, spec)
+
+    def _known(self, model: Any, spec: ModelSpec) -> Model:
+        """Return what was loaded, with its reference."""
         if not isinstance(model, Model):
             raise ProviderError(
                 f"{type(self).__name__}.load returned {type(model).__name__}, not a Model.",

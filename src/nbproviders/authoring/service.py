@@ -11,16 +11,18 @@ import logging
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+from nbproviders.authoring.options import Option
 from nbproviders.authoring.resident import ResidentProvider
-from nbproviders.core.completion import Completion, Finish
+from nbproviders.core.completion import UNPRICED, Completion, Cost, Finish, Usage, finish_of
 from nbproviders.core.config import ProviderConfig
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.retry import Retry, T, retrying
-from nbproviders.core.spec import ModelSpec, ResourceKey
+from nbproviders.core.spec import ResourceKey
 from nbproviders.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -29,13 +31,29 @@ from nbproviders.errors import (
     TimeoutError,
     foreign,
 )
-from nbproviders.residency.entry import Loader, Progress
+from nbproviders.residency.entry import Progress
+
+Answer = Callable[[Request], AsyncGenerator[str | Finish, None]]
 
 _PARALLEL = 32
+# What a reference or a setup may say of how a service is reached; it wins over the configuration.
+CONFIG_OPTIONS = {
+    "api_key": Option((str,), help="Its key; not in a reference, which is shown."),
+    "base_url": Option((str,), help="Where it is, such as https://host/v1."),
+    "timeout": Option((float,), help="Seconds for each phase of a request."),
+    "max_retries": Option((int,), help="Attempts after the first."),
+    "verify_ssl": Option((bool,), help="Whether certificates are checked."),
+    "scope": Option((str,), help="What GigaChat asks for besides."),
+    "folder_id": Option((str,), help="What YandexGPT asks for besides."),
+}
 
 
 class BaseProvider(ResidentProvider):
     """A provider of a service.
+
+    Write `generate` and `health_check`. For more than text in and text out, write ``answer`` as well: an
+    async generator that takes a `Request` (messages, parameters) and yields pieces of text, then a
+    `Finish` with usage and reason.
 
     Parameters
     ----------
@@ -48,7 +66,12 @@ class BaseProvider(ResidentProvider):
         As given; it may be completed in ``__init__`` (``self.config.base_url = …``).
     logger
         ``nbproviders.<name>``; log no prompts and no keys.
+    settings
+        Options of this provider besides the configuration's; its constructor takes them as keywords.
     """
+
+    options: ClassVar[Mapping[str, Option] | None] = CONFIG_OPTIONS
+    settings: ClassVar[Mapping[str, Option]] = {}
 
     def __init__(self, config: ProviderConfig) -> None:
         if not isinstance(config, ProviderConfig):
@@ -92,33 +115,21 @@ class BaseProvider(ResidentProvider):
     ) -> None:
         """Close what the instance opened; the base has nothing."""
 
-    def load(self, key: ResourceKey, progress: Progress) -> Model:
-        """Not asked: an instance is made on the engine's loop, see `ServiceLoader`."""
-        raise NotImplementedError
-
-    def _loader(self, spec: ModelSpec, key: ResourceKey) -> Loader:
-        return ServiceLoader(self, spec, key)
-
-
-class ServiceLoader:
-    """Makes an instance of a provider for one of its models, on the engine's loop."""
-
-    def __init__(self, provider: BaseProvider, spec: ModelSpec, key: ResourceKey) -> None:
-        self._provider, self.spec, self.key = provider, spec, key
-
-    async def estimate(self) -> Mapping[str, int]:
-        """A service takes no memory here."""
-        return {}
-
-    async def load(self, progress: Progress) -> Model:
-        """Make the instance and enter it."""
-        progress.phase = "connecting"
-        provider = self._provider
-        own = provider.config.model_copy(update={"model": self.key.model})
-        with mapped_service(self.spec.text):
-            made = type(provider)(own)
+    async def load(self, key: ResourceKey, progress: Progress) -> Model:
+        """Make an instance for one model, on the engine's loop, and enter it."""
+        with mapped_service(f"{self.name}:{key.model}"):
+            made = self._instance(key)
             await made.__aenter__()
-        return served(made, self.spec.text, closes=True)
+        return served(made, closes=True)
+
+    def _instance(self, key: ResourceKey) -> Self:
+        """Return a provider for one of the service's models, configured as its reference says."""
+        return type(self)(self._config_of(key))
+
+    def _config_of(self, key: ResourceKey) -> ProviderConfig:
+        own = self.config.__canonical__()
+        given = {name: v for name, v in key.values.items() if name in own and v is not None}
+        return type(self.config)(**{**own, **given, "model": key.model})
 
 
 def served(provider: BaseProvider, spec: str = "", *, closes: bool = False) -> Model:
@@ -139,13 +150,15 @@ def served(provider: BaseProvider, spec: str = "", *, closes: bool = False) -> M
 
 
 class ServiceModel(Model):
-    """A `BaseProvider` as a model: its ``stream``, else its ``generate`` as one chunk."""
+    """A `BaseProvider` as a model: by its ``answer``, else its ``stream``, else its ``generate``."""
 
     def __init__(self, provider: BaseProvider, spec: str, *, closes: bool) -> None:
         self._provider = provider
         self._closes = closes
         self._closed = False
-        self.info = ModelInfo(spec, parallel=_PARALLEL, can=frozenset({"chat"}))
+        self._answer: Answer | None = getattr(provider, "answer", None)
+        can = getattr(provider, "can", frozenset({"chat"}))
+        self.info = ModelInfo(spec, parallel=getattr(provider, "parallel", _PARALLEL), can=can)
 
     @property
     def raw(self) -> object:
@@ -158,15 +171,22 @@ class ServiceModel(Model):
         return Stream(self._run(asked), asked, self.info.spec)
 
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
+        parts = self._told(request) if self._answer is None else self._answer(request)
+        with mapped_service(self.info.spec):
+            async with aclosing(parts):
+                async for part in parts:
+                    yield self._priced(part) if isinstance(part, Finish) else part
+
+    async def _told(self, request: Request) -> AsyncGenerator[str | Finish, None]:
+        """Ask by the author's ``stream`` or ``generate``, which take a text."""
         prompt = _text(request, self.info.spec)
         streams = getattr(self._provider, "stream", None)
-        with mapped_service(self.info.spec):
-            if streams is not None and not request.whole:
-                async with aclosing(_pieces(streams(prompt, request.params))) as pieces:
-                    async for piece in pieces:
-                        yield piece
-                return
-            text = await self._provider.generate(prompt, request.params)
+        if streams is not None and not request.whole:
+            async with aclosing(_pieces(streams(prompt, request.params))) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        text = await self._provider.generate(prompt, request.params)
         if not isinstance(text, str):
             raise ProviderError(
                 f"{type(self._provider).__name__}.generate returned {type(text).__name__}, not str.",
@@ -174,7 +194,29 @@ class ServiceModel(Model):
             )
         yield str(text)
         if isinstance(text, Completion):
-            yield Finish(text.finish, text.usage, text.params, chat=text.chat)
+            yield finish_of(text)
+
+    def _priced(self, end: Finish) -> Finish:
+        """Fill in what the request cost, if its tokens are known."""
+        if end.cost is not UNPRICED or not end.usage.total_tokens:
+            return end
+        return replace(end, cost=self.cost(end.usage))
+
+    def cost(self, usage: Usage) -> Cost:
+        """What the provider says; one that says nothing is not taken for free."""
+        cost: Callable[[Usage], Cost] | None = getattr(self._provider, "cost", None)
+        return UNPRICED if cost is None else cost(usage)
+
+    async def call(
+        self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        """One of the provider's ``calls``: names, as users write them, and its methods."""
+        calls: Mapping[str, str] = getattr(self._provider, "calls", {})
+        method = calls.get(".".join(path))
+        if method is None:
+            return await super().call(path, arguments, named)
+        with mapped_service(self.info.spec):
+            return await getattr(self._provider, method)(*arguments, **named)
 
     async def aclose(self) -> None:
         """End the instance, if this model made it."""

@@ -75,10 +75,7 @@ def construct(target: Callable[..., Any], name: str, config: Mapping[str, Any]) 
         and where it fails.
     """
     if isinstance(target, type) and issubclass(target, BaseProvider):
-        fields = dict(config)
-        config = {
-            "config": fields.pop("config", None) or ProviderConfig(**{"name": name, **fields})
-        }
+        config = _of_service(target, name, config)
     signature = _signature(target)
     parameters = signature.parameters
     whole = list(parameters) == ["config"] and list(config) != ["config"]
@@ -98,6 +95,14 @@ def construct(target: Callable[..., Any], name: str, config: Mapping[str, Any]) 
         raise ConfigurationError(
             f"The provider {name!r} could not be made: {foreign(error)}"
         ) from foreign(error)
+
+
+def _of_service(target: type[BaseProvider], name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a service's provider: its `ProviderConfig`, and settings of its own."""
+    given = dict(config)
+    settings = {field: given.pop(field) for field in target.settings if field in given}
+    made = given.pop("config", None) or ProviderConfig(**{"name": name, **given})
+    return {"config": made, **settings}
 
 
 def _signature(target: Callable[..., Any]) -> inspect.Signature:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from nbproviders.core import engine as engines
+from nbproviders.core.chat import Chat
 from nbproviders.core.completion import Completion
 from nbproviders.core.model import Model, ModelInfo, answer, generate_all, next_tokens, score
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
@@ -184,17 +185,10 @@ class Client(_Held):
         model, requests = self._open(), self._requests(prompts, params, told)
         return _all_good(await self._engine.call(lambda: generate_all(model, requests)))
 
-    async def chat(
-        self,
-        messages: Messages | str,
-        params: GenerationParams | None = None,
-        *,
-        system: str | None = None,
-        **overrides: Any,
-    ) -> Completion:
-        """Return the next turn of a chat; `system` puts a system prompt before it."""
-        __tracebackhide__ = True
-        return await self.generate(_turns(messages, system), params, **overrides)
+    @property
+    def chat(self) -> Chat[Coroutine[Any, Any, Completion]]:
+        """``await m.chat(messages, system=…)`` returns the next turn of a chat; see `Chat`."""
+        return Chat(self.generate, self._carried)
 
     def stream(
         self,
@@ -321,18 +315,10 @@ class SyncClient(_Held):
         model, requests = self._open(), self._requests(prompts, params, told)
         return _all_good(self._engine.wait(lambda: generate_all(model, requests), timeout_s))
 
-    def chat(
-        self,
-        messages: Messages | str,
-        params: GenerationParams | None = None,
-        *,
-        system: str | None = None,
-        timeout_s: float | None = None,
-        **overrides: Any,
-    ) -> Completion:
-        """Return the next turn of a chat; see `Client.chat`."""
-        __tracebackhide__ = True
-        return self.generate(_turns(messages, system), params, timeout_s=timeout_s, **overrides)
+    @property
+    def chat(self) -> Chat[Completion]:
+        """``m.chat(messages, system=…)`` returns the next turn of a chat; see `Chat`."""
+        return Chat(self.generate, self._carried)
 
     def stream(
         self,
@@ -391,8 +377,3 @@ def _all_good(results: Sequence[Completion | ProviderError]) -> list[Completion]
         if isinstance(result, ProviderError):
             raise fresh(result)
     return [result for result in results if isinstance(result, Completion)]
-
-
-def _turns(messages: Messages | str, system: str | None) -> Messages:
-    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-    return turns if system is None else [{"role": "system", "content": system}, *turns]

@@ -11,7 +11,8 @@ from typing import Literal, Self
 from nbproviders.core.params import GenerationParams
 from nbproviders.core.tokens import Token
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "filtered"]
+Pricing = Literal["free", "known", "estimated", "unpriced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,36 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Cost:
+    """What one request costs.
+
+    Attributes
+    ----------
+    usd
+        US dollars; None if nobody knows.
+    kind
+        ``free``: computed here. ``known``: from the price list, for the tokens that the service counted.
+        ``estimated``: from a price that may not be this model's, or for tokens counted here.
+        ``unpriced``: it is not free, and in no price list.
+    """
+
+    usd: float | None
+    kind: Pricing
+
+
+FREE = Cost(0.0, "free")
+UNPRICED = Cost(None, "unpriced")
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The end of a stream: what a backend tells beside the text.
 
     Attributes
     ----------
     reason
-        ``stop``: the model ended or met a stop string; ``length``: its limit; ``cancelled``.
+        ``stop``: the model ended or met a stop string; ``length``: its limit; ``cancelled``; ``filtered``:
+        the service withheld or cut the text.
     usage
         Tokens, where known.
     params
@@ -52,7 +76,8 @@ class Finish:
         Seconds from the call to the start of its computation.
     ttft_s, total_s
         Seconds from the start of its computation to the first token, and to the last.
-        None: the stream measures them as its reader sees them.
+        None: the stream measures them as its reader sees them. Not a number: the text came whole, and
+        nobody saw when it began.
     chat
         Whether the prompt went through a chat template.
     batch_invariant
@@ -61,6 +86,10 @@ class Finish:
         Text the model wrote for itself; never part of the completion.
     tokens
         Each token with its probability, if the request asked for ``logprobs``.
+    cost
+        Of this request.
+    ignored
+        Names of parameters that were asked for and that the service does not take.
     """
 
     reason: FinishReason = "stop"
@@ -73,6 +102,8 @@ class Finish:
     batch_invariant: bool = True
     reasoning: str = ""
     tokens: tuple[Token, ...] = ()
+    cost: Cost = UNPRICED
+    ignored: tuple[str, ...] = ()
 
 
 class Chunk(str):
@@ -89,9 +120,10 @@ class Completion(str):
     usage
         `Usage`: prompt and completion tokens.
     queue_s, ttft_s, total_s
-        Seconds spent waiting; from there to the first token; and to the last.
+        Seconds spent waiting; from there to the first token (not a number, where a text came whole); and
+        to the last.
     finish
-        ``stop``, ``length`` or ``cancelled``.
+        ``stop``, ``length``, ``cancelled`` or ``filtered``.
     params
         `GenerationParams` that were really used.
     spec
@@ -104,6 +136,10 @@ class Completion(str):
         Text the model wrote for itself; not scored.
     tokens
         Each token with its probability (`Token`); empty unless asked for by ``logprobs=True``.
+    cost
+        `Cost` of this request, in US dollars, and how well it is known.
+    ignored
+        Names of parameters that were asked for and that the service does not take.
     """
 
     usage: Usage
@@ -117,6 +153,8 @@ class Completion(str):
     batch_invariant: bool
     reasoning: str
     tokens: tuple[Token, ...]
+    cost: Cost
+    ignored: tuple[str, ...]
 
     def __new__(
         cls,
@@ -142,6 +180,8 @@ class Completion(str):
         self.batch_invariant = end.batch_invariant
         self.reasoning = end.reasoning
         self.tokens = end.tokens
+        self.cost = end.cost
+        self.ignored = end.ignored
         return self
 
     @property
@@ -170,4 +210,6 @@ def finish_of(completion: Completion) -> Finish:
         batch_invariant=completion.batch_invariant,
         reasoning=completion.reasoning,
         tokens=completion.tokens,
+        cost=completion.cost,
+        ignored=completion.ignored,
     )

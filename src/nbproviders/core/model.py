@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from nbproviders.core.completion import Chunk, Completion, Finish
+from nbproviders.core.completion import UNPRICED, Chunk, Completion, Cost, Finish, Usage
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.tokens import KnowsTokens, Score, Token
 from nbproviders.errors import (
@@ -164,6 +164,10 @@ class Model(ABC):
                 pass
             return stream.completion
 
+    def cost(self, usage: Usage) -> Cost:
+        """Return what a request of so many tokens costs; also asked before it is made."""
+        return UNPRICED
+
     async def call(
         self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> Any:
@@ -190,9 +194,26 @@ def tokens_of(model: Model, ability: str) -> KnowsTokens:
     UnsupportedError
         If it cannot do that, naming the providers' kinds that can.
     """
-    if ability in model.info.can and isinstance(model, KnowsTokens):
+    require(model, ability)
+    if isinstance(model, KnowsTokens):
         return model
-    raise UnsupportedError(
+    raise _unable(model, ability)
+
+
+def require(model: Model, ability: str) -> None:
+    """Check that a model can do something.
+
+    Raises
+    ------
+    UnsupportedError
+        If not.
+    """
+    if ability not in model.info.can:
+        raise _unable(model, ability)
+
+
+def _unable(model: Model, ability: str) -> UnsupportedError:
+    return UnsupportedError(
         f"{model.info.spec} cannot tell {_ABILITIES[ability]}.",
         hint="Models of transformers and llama-cpp can.",
     )

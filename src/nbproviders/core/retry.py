@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from nbproviders.core.completion import Chunk, Finish, finish_of
+from nbproviders.core.completion import Chunk, Cost, Finish, Usage, finish_of
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.errors import ProviderError
@@ -93,9 +93,13 @@ class Retry(Model):
         self._first_wait_s = first_wait_s
 
     @property
-    def info(self) -> ModelInfo:  # type: ignore[override]  # the inner model's, whatever it says now
+    def info(self) -> ModelInfo:  # the inner model's, whatever it says now
         """The inner model's."""
         return self._model.info
+
+    @info.setter
+    def info(self, info: ModelInfo) -> None:
+        self._model.info = info
 
     @property
     def raw(self) -> object:
@@ -126,6 +130,10 @@ class Retry(Model):
         except BaseException:
             await stream.aclose()
             raise
+
+    def cost(self, usage: Usage) -> Cost:
+        """The inner model's."""
+        return self._model.cost(usage)
 
     async def call(
         self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]

@@ -26,7 +26,7 @@ class Token:
     text
         What it writes; a piece of a character reads ``<0xE2>``.
     id
-        Its number in the model's vocabulary.
+        Its number in the model's vocabulary; -1 where a service does not tell it.
     logprob
         Natural logarithm of its probability, from the model's own distribution: without temperature or
         any sampler.

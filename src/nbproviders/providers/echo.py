@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from nbproviders.authoring.options import Option
 from nbproviders.authoring.resident import ResidentProvider
-from nbproviders.core.completion import Finish, FinishReason, Usage
+from nbproviders.core.completion import FREE, Cost, Finish, FinishReason, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.core.spec import ResourceKey
@@ -73,6 +73,7 @@ class EchoModel(Model):
             ttft_s=first_s,
             total_s=time.perf_counter() - began_s,
             chat=request.chat is not False,
+            cost=FREE,
         )
 
     def _check(self, text: str) -> None:
@@ -86,6 +87,10 @@ class EchoModel(Model):
             raise ServiceUnavailableError(
                 "echo fails for this prompt, as its fail_rate asks.", hint="It is a drill."
             )
+
+    def cost(self, usage: Usage) -> Cost:
+        """Nothing."""
+        return FREE
 
     async def aclose(self) -> None:
         """Nothing to free."""

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
-from nbproviders.core.completion import Completion, Finish, finish_of
-from nbproviders.core.model import Model, ModelInfo, Stream, tokens_of
+from nbproviders.core.completion import UNPRICED, Completion, Cost, Finish, Usage, finish_of
+from nbproviders.core.model import Model, ModelInfo, Stream, require, tokens_of
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.tokens import Score, Token
 from nbproviders.errors import ClosedError
@@ -89,6 +89,12 @@ class LeasedModel(Model):
         completion.spec = self._loader.spec.text
         return completion
 
+    def cost(self, usage: Usage) -> Cost:
+        """The loaded model's; before the first load nobody knows."""
+        entry = self._residency.find(self._loader.key)
+        loaded = None if entry is None else entry.model
+        return UNPRICED if loaded is None else loaded.cost(usage)
+
     async def next_tokens(self, request: Request, k: int) -> tuple[Token, ...]:
         """The loaded model's, under a hard lease."""
         async with self._residency.using(self._loader) as model:
@@ -125,7 +131,7 @@ class LeasedModel(Model):
 def _require_logprobs(model: Model, request: Request) -> None:
     """Refuse rather than leave the tokens out in silence."""
     if request.logprobs:
-        tokens_of(model, "logprobs")
+        require(model, "logprobs")
 
 
 __all__ = ["Lease", "LeasedModel"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nbproviders import errors
-from nbproviders.core.completion import Finish, Usage
+from nbproviders.core.completion import Cost, Finish, Usage
 from nbproviders.core.params import GenerationParams, Message, Request, as_request
 from nbproviders.core.tokens import Token
 from nbproviders.errors import ConfigurationError, ProviderError, scrub
@@ -216,6 +216,8 @@ def _finish(found: Mapping[str, Any]) -> Finish:
     values["usage"] = Usage(**values["usage"])
     values["params"] = GenerationParams(**values["params"])
     values["tokens"] = tuple(Token(*token) for token in values["tokens"])
+    values["cost"] = Cost(**values["cost"])
+    values["ignored"] = tuple(values["ignored"])
     return Finish(**values)
 
 
@@ -259,6 +261,8 @@ def _told(end: Finish) -> dict[str, Any]:
         "chat": end.chat,
         "batch_invariant": end.batch_invariant,
         "reasoning": end.reasoning,
+        "cost": {"usd": end.cost.usd, "kind": end.cost.kind},
+        "ignored": list(end.ignored),
         "tokens": [[token.text, token.id, token.logprob] for token in end.tokens],
     }
 

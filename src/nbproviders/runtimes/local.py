@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from nbproviders.core.completion import Finish, Usage
+from nbproviders.core.completion import FREE, Cost, Finish, Usage
 from nbproviders.core.model import Model, Stream
 from nbproviders.core.params import Message, Messages, Request, as_request
 from nbproviders.core.tokens import Score, Token
@@ -80,6 +80,10 @@ class LocalModel(Model):
         """Generate; requests made together are computed together."""
         asked = as_request(request)
         return Stream(self._batcher.read(asked), asked, self.info.spec)
+
+    def cost(self, usage: Usage) -> Cost:
+        """Nothing: it is computed here."""
+        return FREE
 
     async def next_tokens(self, request: Request, k: int) -> tuple[Token, ...]:
         """Return the most likely next tokens, from one pass over the prompt."""
@@ -180,7 +184,7 @@ class LocalModel(Model):
     def _row(self, ticket: Ticket) -> Row | None:
         """Return a request ready to run; None if it was cancelled or cannot be run."""
         if ticket.cancelled:
-            ticket.end("", Finish("cancelled", Usage()))
+            ticket.end("", Finish("cancelled", cost=FREE))
             return None
         try:
             with mapped(self.info.spec):

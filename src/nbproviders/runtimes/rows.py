@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from nbproviders.core.completion import Finish, FinishReason, Usage
+from nbproviders.core.completion import FREE, Finish, FinishReason, Usage
 from nbproviders.core.params import GenerationParams
 from nbproviders.core.tokens import Token
 from nbproviders.errors import ProviderError, fresh
@@ -129,6 +129,7 @@ class Row:
             chat=self.chat,
             batch_invariant=batch_invariant,
             tokens=tuple(self.tokens),
+            cost=FREE,
         )
         self.ticket.end(text[self._sent :], finish)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from nbproviders.core import engine
 from nbproviders.errors import ConfigurationError
@@ -42,8 +43,19 @@ class Pool:
         pool = _pools.get(key)
         if pool is None:
             pool = _pools[key] = cls(key)
+            _close_at_end()
         pool._users += 1
         return pool
+
+    def forgotten(self) -> None:
+        """Take away a user that was garbage before it left; from any thread."""
+        with suppress(RuntimeError):  # the loop has ended, and its sessions with it
+            self.loop.call_soon_threadsafe(self._leave_soon)
+
+    def _leave_soon(self) -> None:
+        task = self.loop.create_task(self.left())
+        _leaving.add(task)
+        task.add_done_callback(_leaving.discard)
 
     async def left(self) -> None:
         """Take one user away; the last one closes the session."""
@@ -53,9 +65,24 @@ class Pool:
             await self.session.close()
 
 
-# Weak: a wire that was forgotten open is found by the library's own warning, and kept by nobody.
 _pools: WeakValueDictionary[_Key, Pool] = WeakValueDictionary()
 _parents: list[Pool] = []
+_leaving: set[asyncio.Task[None]] = set()
+_ending: WeakSet[engine.Engine] = WeakSet()
+
+
+def _close_at_end() -> None:
+    """Have the engine close, when it ends, the sessions of wires that nobody closed."""
+    here = engine.default()
+    if here.here and here not in _ending:
+        _ending.add(here)
+        here.at_close(_close_all)
+
+
+async def _close_all() -> None:
+    loop = asyncio.get_running_loop()
+    for pool in [pool for pool in _pools.values() if pool.loop is loop]:
+        await pool.session.close()
 
 
 def _forget() -> None:

@@ -7,6 +7,7 @@ import builtins
 import json
 import logging
 import math
+import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
@@ -214,6 +215,7 @@ class Wire:
         """
         if self._pool is not None and not self._closed:
             pool = self._pool_here()
+            self._forgotten.detach()
             self._closed, self._pool = True, None
             await pool.left()
         self._closed = True
@@ -226,6 +228,8 @@ class Wire:
         if self._pool is None:
             self._proxy = proxy_for(self._base)
             self._pool = Pool.joined(self._origin, self._verify_ssl)
+            self._forgotten = weakref.finalize(self, self._pool.forgotten)
+            self._forgotten.atexit = False
         elif self._pool.loop is not asyncio.get_running_loop():
             raise ConfigurationError(
                 f"{self._what or self._base} was opened on another event loop.",

@@ -1,0 +1,255 @@
+"""`HostedProvider`: a `BaseProvider` over a `Wire`; what all services have in common and no protocol.
+
+Its key is looked for anew at each request, so a corrected one counts at once. A key that the environment or
+the keyring holds goes to the service's own address only: a reference in somebody's notebook that names
+another ``base_url`` gets none. Whatever loop an instance is called from, it works on the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import os
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar, Self, TypeVar
+
+from nbproviders.authoring.opening import Opened
+from nbproviders.authoring.options import Option, check
+from nbproviders.authoring.service import CONFIG_OPTIONS, BaseProvider, served
+from nbproviders.catalog import keys
+from nbproviders.catalog.services import Service
+from nbproviders.core import engine
+from nbproviders.core.completion import FREE, UNPRICED, Completion, Cost, Finish, Usage
+from nbproviders.core.config import ProviderConfig, Secret
+from nbproviders.core.model import Model, answer
+from nbproviders.core.params import GenerationParams, Messages, Request, as_request
+from nbproviders.core.spec import ResourceKey
+from nbproviders.core.streams import ClientStream
+from nbproviders.errors import AuthenticationError, ConfigurationError, ProviderError
+from nbproviders.runtimes.http import Wire
+from nbproviders.runtimes.http.call import origin_of
+
+T = TypeVar("T")
+
+HEALTH_S = 5.0
+_PARALLEL = Option((int,), 32, "Requests at once, at most 512; the others wait here.")
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class HostedProvider(BaseProvider):
+    """A service behind a `Wire`. Write `answer`, `list_models` and what the service is called.
+
+    Parameters
+    ----------
+    config
+        How it is reached.
+    **settings
+        Options of this provider; see ``settings``.
+
+    Attributes
+    ----------
+    takes
+        Parameters that the service honours; a completion tells those that were asked for besides.
+    can
+        What its models can, for `ModelInfo`.
+    calls
+        Calls that a model's client hands through: their names, and methods of this class.
+    home
+        Its row in the table of services, or one of its own.
+    """
+
+    settings: ClassVar[Mapping[str, Option]] = {"parallel": _PARALLEL}
+    home: ClassVar[Service]
+    takes: ClassVar[frozenset[str]] = frozenset(GenerationParams.model_fields)
+    can: frozenset[str] = frozenset({"chat"})
+    calls: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Declare the settings of its own as options of references."""
+        super().__init_subclass__(**kwargs)
+        # Without their defaults: what a reference does not say is as the constructor has it.
+        own = {name: replace(option, default=None) for name, option in cls.settings.items()}
+        cls.options = {**CONFIG_OPTIONS, **own}
+
+    def __init__(self, config: ProviderConfig, **settings: Any) -> None:
+        super().__init__(config)
+        self.chosen = check(type(self).settings, settings, config.name)
+        self.service = self._row(config.name)
+        if not 1 <= self.parallel <= 512:
+            raise ConfigurationError(f"parallel={self.parallel} must be from 1 to 512.")
+
+    @property
+    def parallel(self) -> int:
+        """Requests at once."""
+        told = self.chosen["parallel"]
+        return int(_PARALLEL.default if told is None else told)
+
+    def _row(self, name: str) -> Service:
+        """Return the service that a provider of this name reaches."""
+        return self.home
+
+    # What a service's own class writes
+
+    @abstractmethod
+    def answer(self, request: Request) -> AsyncGenerator[str | Finish, None]:
+        """Ask, and yield the text in pieces, then a `Finish`; all on the engine's loop."""
+
+    @abstractmethod
+    async def _list_models(self) -> list[str]:
+        """Return the names of the service's models."""
+
+    def _headers(self) -> Mapping[str, str]:
+        """Return what each request carries, the key among it."""
+        key = self._secret()
+        return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+    # For its users, from any loop
+
+    async def generate(
+        self,
+        prompt: str | Messages | Request,
+        params: GenerationParams | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """Return one completion of ``config.model``, asking again as ``config.max_retries`` says."""
+        request = as_request(prompt, params, whole=True, **overrides)
+        return await on_engine(lambda: answer(self._model, request))
+
+    def stream(
+        self,
+        prompt: str | Messages | Request,
+        params: GenerationParams | None = None,
+        **overrides: Any,
+    ) -> ClientStream:
+        """Return a completion as it is written."""
+        request = as_request(prompt, params, **overrides)
+        return ClientStream(self._model, request, engine.default())
+
+    async def list_models(self) -> list[str]:
+        """Return the names of the models that the service offers to this key."""
+        return await on_engine(self._list_models)
+
+    async def health_check(self) -> bool:
+        """Return whether the service answers and takes the key, within 5 s; the reason is logged."""
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                await self.list_models()
+        except (ProviderError, builtins.TimeoutError) as error:
+            reason = error if isinstance(error, ProviderError) else f"no answer in {HEALTH_S:g} s"
+            self.logger.warning("%s is not healthy: %s", self.config.name, reason)
+            return False
+        return True
+
+    async def aclose(self) -> None:
+        """Close its connections; the next request opens them anew."""
+        wire = self.__dict__.pop("wire", None)
+        if wire is not None:
+            await on_engine(wire.aclose)
+
+    async def __aexit__(self, *_: object) -> None:
+        """The same as `aclose`."""
+        await self.aclose()
+
+    def cost(self, usage: Usage) -> Cost:
+        """Return the price of so many tokens: nothing on this machine, else by the price list."""
+        if origin_of(self.base_url)[1] in _LOCAL:
+            return FREE
+        if not self._at_home or not self.config.model:
+            return UNPRICED
+        from nbproviders.catalog import prices
+
+        return prices.price(self.service.name, self.config.model, usage)
+
+    # For its class
+
+    @property
+    def base_url(self) -> str:
+        """Where it is: as configured, else by the environment, else the service's own address."""
+        named = os.environ.get(self.service.url_variable, "") if self.service.url_variable else ""
+        return self.config.base_url or named.rstrip("/") or self.service.base_url
+
+    @cached_property
+    def wire(self) -> Wire:
+        """The way to the service; used on the engine's loop."""
+        config = self.config
+        return Wire(
+            self.base_url,
+            headers=self._headers,
+            timeout_s=config.timeout,
+            verify_ssl=config.verify_ssl,
+            what=f"{config.name}:{config.model}" if config.model else config.name,
+        )
+
+    @cached_property
+    def _model(self) -> Model:
+        return served(self)
+
+    @property
+    def _at_home(self) -> bool:
+        """Whether it is asked at its own address, or where the environment says."""
+        if self.config.base_url is None:
+            return True
+        return origin_of(self.config.base_url) == origin_of(self.service.base_url)
+
+    def _secret(self) -> Secret | None:
+        """Return the key: as configured, else the environment's or the keyring's.
+
+        Raises
+        ------
+        AuthenticationError
+            If the service needs one and nobody knows it.
+        """
+        if self.config.api_key:
+            return self.config.api_key
+        variables = self.service.key_variables
+        if not variables or not self._at_home:
+            return None
+        key = keys.find(variables)
+        if key is None:
+            raise AuthenticationError(
+                f"{self.service.title} needs an API key, and none was found.",
+                hint=f"Set {' or '.join(variables)} in the environment, store it in the keyring, or "
+                f'pass it: nbp.create_provider("{self.config.name}", api_key=…). See docs/keys.md.',
+            )
+        return key
+
+    def _refused(self) -> None:
+        """Forget a stored key that the service refused, so that it is asked for again."""
+        if not self.config.api_key and self._at_home:
+            keys.forget(self.service.key_variables)
+
+    def _ignored(self, request: Request) -> tuple[str, ...]:
+        """Return the names of the parameters that were asked for and are not taken."""
+        return tuple(name for name in request.params.given() if name not in self.takes)
+
+    # How references become instances
+
+    def _open(self, spec: str, config: Mapping[str, Any]) -> Opened:
+        opened = super()._open(spec, config)
+        given = opened.loader.key.values
+        told = self.config.api_key or given.get("api_key") or given.get("base_url")
+        if not told and self._at_home and self.service.key_variables:
+            keys.ask(self.service.title, self.service.key_variables)
+        return opened
+
+    def _instance(self, key: ResourceKey) -> Self:
+        given = {name: key.values.get(name) for name in type(self).settings}
+        own = {name: v for name, v in given.items() if v is not None}
+        return type(self)(self._config_of(key), **{**self.chosen, **own})
+
+    async def __aenter__(self) -> Self:
+        """Check that there is a key, before anything is asked."""
+        self._headers()
+        return self
+
+
+async def on_engine(work: Callable[[], Awaitable[T]]) -> T:
+    """Return what a coroutine function returns, run on the engine's loop."""
+
+    async def run() -> T:
+        return await work()
+
+    return await engine.default().call(run)

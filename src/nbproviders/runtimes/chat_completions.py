@@ -1,0 +1,218 @@
+"""The chat-completions protocol (and its older completions): bodies to send, and what answers mean.
+
+Pure functions over JSON values, without I/O; `nbproviders.providers.openai` sends and reads. The protocol is
+OpenAI's (https://platform.openai.com/docs/api-reference/chat); what other services do otherwise is read as
+well: ``reasoning_content`` (DeepSeek, vLLM, llama.cpp), ``reasoning`` (OpenRouter, Groq), counts of cached
+tokens at other places.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbproviders.core.completion import FinishReason, Usage
+from nbproviders.core.params import Request
+from nbproviders.core.tokens import Token
+from nbproviders.errors import ServiceUnavailableError
+
+_REASONS: dict[str, FinishReason] = {
+    "length": "length",
+    "content_filter": "filtered",
+    "blacklist": "filtered",  # GigaChat
+}
+_REFUSED = re.compile(
+    r"(?i)unsupported (?:parameter|value)s?:? '(\w+)'|(?:unrecognized|unsupported|unknown) (?:request )?"
+    r"(?:argument|parameter)s?(?: supplied)?:? '?(\w+)"
+)
+_LIMITS = ("max_completion_tokens", "max_tokens")
+
+
+@dataclass(slots=True)
+class Dialect:
+    """How a service spells parameters, and which it was found not to take.
+
+    Attributes
+    ----------
+    max_tokens, seed
+        The names of these fields; empty: not taken.
+    stream_usage
+        Whether a stream has to be asked for its usage.
+    refused
+        Fields that the service refused for this model.
+    """
+
+    max_tokens: str = "max_tokens"
+    seed: str = "seed"
+    stream_usage: bool = True
+    refused: set[str] = field(default_factory=set)
+
+    def learn(self, message: str, sent: Collection[str]) -> bool:
+        """Take from a refusal which field is not taken; whether there is another way to ask.
+
+        Parameters
+        ----------
+        message
+            What the service said.
+        sent
+            Those fields of the refused body that can be left out or spelled otherwise.
+        """
+        found = _REFUSED.search(message)
+        name = next((group for group in found.groups() if group), "") if found else ""
+        if name not in sent:
+            return False
+        self.refused.add(name)  # others that were under way may have told already
+        if name == "stream_options":
+            self.stream_usage = False
+        elif name == self.max_tokens:
+            other = _LIMITS[1 - _LIMITS.index(name)] if name in _LIMITS else ""
+            self.max_tokens = "" if other in self.refused else other
+        return True
+
+    def fields(self, request: Request) -> dict[str, Any]:
+        """Return the parameters that were asked for, as the service spells them."""
+        params = request.params
+        named = {
+            "temperature": params.temperature,
+            self.max_tokens: params.max_tokens,
+            "top_p": params.top_p,
+            "stop": list(params.stop) or None,
+            self.seed: params.seed,
+        }
+        return {
+            name: value
+            for name, value in named.items()
+            if name and value is not None and name not in self.refused
+        }
+
+    def ignored(self, request: Request) -> tuple[str, ...]:
+        """Return the names of the parameters that were asked for and are not sent."""
+        spelled = {"max_tokens": self.max_tokens, "seed": self.seed}
+        sent = self.fields(request)
+        return tuple(name for name in request.params.given() if spelled.get(name, name) not in sent)
+
+
+def body(
+    request: Request, model: str, dialect: Dialect, *, chat: bool, stream: bool
+) -> dict[str, Any]:
+    """Return what to send for a request.
+
+    Parameters
+    ----------
+    chat
+        By chat completions; else by the older completions, which take plain text.
+    stream
+        Whether to ask for events.
+    """
+    told: dict[str, Any] = {"model": model}
+    if chat:
+        prompt = request.prompt
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        told["messages"] = turns
+    else:
+        told["prompt"] = request.prompt
+    told |= dialect.fields(request)
+    if request.logprobs:
+        # The older protocol counts alternatives; 0 tells the chosen tokens alone.
+        told["logprobs"] = True if chat else 0
+    if stream:
+        told["stream"] = True
+        if dialect.stream_usage:
+            told["stream_options"] = {"include_usage": True}
+    return told
+
+
+@dataclass(slots=True)
+class Piece:
+    """What an answer, or one event of a stream, says."""
+
+    text: str = ""
+    reasoning: str = ""
+    reason: FinishReason | None = None
+    usage: Usage | None = None
+    tokens: tuple[Token, ...] = ()
+
+
+def read(value: Any, what: str) -> Piece:
+    """Return what an answer or an event says.
+
+    Parameters
+    ----------
+    value
+        The parsed JSON.
+    what
+        Who answered, for the error.
+
+    Raises
+    ------
+    ServiceUnavailableError
+        If it is of another form.
+    """
+    try:
+        piece = Piece(usage=_usage(value.get("usage")))
+        choices = value.get("choices")
+        if not choices:
+            return piece
+        choice = choices[0]
+        said = choice.get("message") or choice.get("delta") or {}
+        piece.text = said.get("content") or said.get("refusal") or choice.get("text") or ""
+        piece.reasoning = said.get("reasoning_content") or said.get("reasoning") or ""
+        if not (isinstance(piece.text, str) and isinstance(piece.reasoning, str)):
+            raise TypeError("the text is no text")
+        reason = choice.get("finish_reason")
+        if reason:
+            piece.reason = "filtered" if said.get("refusal") else _REASONS.get(reason, "stop")
+        piece.tokens = tuple(_tokens(choice.get("logprobs")))
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:
+        raise ServiceUnavailableError(
+            f"{what}: the answer is not of the chat-completions form ({type(error).__name__}).",
+            hint="Check base_url: another service may answer there.",
+        ) from None
+    return piece
+
+
+def _usage(told: Any) -> Usage | None:
+    if not told:
+        return None
+    details = told.get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens") or told.get("prompt_cache_hit_tokens") or 0
+    apart = told.get("precached_prompt_tokens") or 0  # GigaChat's prompt_tokens are those without
+    return Usage(
+        int(told.get("prompt_tokens") or 0) + int(apart),
+        int(told.get("completion_tokens") or 0),
+        int(cached) + int(apart),
+    )
+
+
+def _tokens(told: Any) -> Iterable[Token]:
+    """Yield the tokens of either protocol's ``logprobs``."""
+    if not told:
+        return
+    if "tokens" in told:
+        for text, logprob in zip(told["tokens"], told["token_logprobs"], strict=True):
+            yield Token(text, -1, math.nan if logprob is None else float(logprob))
+        return
+    for one in told.get("content") or ():
+        yield Token(one["token"], int(one.get("id", -1)), float(one["logprob"]))
+
+
+class Reply(dict[str, Any]):
+    """An answer whose fields are attributes as well: ``reply.choices[0].message.content``."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"this answer has no field {name!r}") from None
+
+
+def reply(value: Any) -> Any:
+    """Return a JSON value with its objects as `Reply`."""
+    if isinstance(value, dict):
+        return Reply({name: reply(one) for name, one in value.items()})
+    if isinstance(value, list):
+        return [reply(one) for one in value]
+    return value

@@ -1,0 +1,1 @@
+"""Local servers that speak the protocols of hosted services, judged by the services' own SDKs."""
