@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import selectors
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from nbproviders.authoring.resident import ResidentProvider
 from nbproviders.core import engine
-from nbproviders.core.completion import Finish, Usage
+from nbproviders.core.completion import UNPRICED, Cost, Finish, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.core.spec import ModelSpec, ResourceKey
@@ -132,6 +141,62 @@ class ScriptedModel(Model):
         self.closed += 1
         if self._closing is not None:
             raise self._closing
+
+
+class PricedModel(Model):
+    """Takes a price for each token, of a prompt that has one for each byte.
+
+    Parameters
+    ----------
+    usd
+        Of a token; None: nobody knows it.
+    writes
+        Tokens of the answer; a failure takes its place, `charged` or not. Each call takes the next.
+    takes_s
+        Seconds that it takes; each call takes the next.
+    """
+
+    def __init__(
+        self,
+        name: str = "model",
+        usd: float | None = 0.001,
+        *,
+        writes: Sequence[int | tuple[BaseException, bool]] = (5,),
+        takes_s: Sequence[float] = (0.0,),
+        parallel: int = 1,
+    ) -> None:
+        self.info = ModelInfo(f"priced:{name}", parallel)
+        self.usd = usd
+        self.requests: list[Request] = []
+        self.charged_usd = 0.0
+        self._writes, self._takes_s = itertools.cycle(writes), itertools.cycle(takes_s)
+
+    def cost(self, usage: Usage) -> Cost:
+        if self.usd is None:
+            return UNPRICED
+        return Cost(usage.total_tokens * self.usd, "known" if self.usd else "free")
+
+    def stream(self, request: str | Messages | Request) -> Stream:
+        asked = as_request(request)
+        return Stream(self._run(asked), asked, self.info.spec)
+
+    async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
+        self.requests.append(request)
+        writes, takes_s = next(self._writes), next(self._takes_s)
+        most = request.params.max_tokens or 0
+        read = len(str(request.prompt).encode())
+        await asyncio.sleep(takes_s)
+        if isinstance(writes, tuple):
+            failure, charged = writes
+            self.charged_usd += charged * (self.cost(Usage(read, most)).usd or 0.0)
+            raise failure
+        usage = Usage(read, min(writes, most))
+        self.charged_usd += self.cost(usage).usd or 0.0
+        yield "x" * usage.completion_tokens
+        yield Finish(usage=usage, params=request.params, cost=self.cost(usage))
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
 
 
 class ScriptedLoader:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nbproviders.comparison.run import compare, compare_sync
     from nbproviders.comparison.scorers import contains, exact_match, regex_match
     from nbproviders.core.client import Client, SyncClient
-    from nbproviders.core.completion import Chunk, Completion, Usage
+    from nbproviders.core.completion import Chunk, Completion, Cost, Usage
     from nbproviders.core.config import ProviderConfig
     from nbproviders.core.params import GenerationParams
     from nbproviders.core.spec import ModelSpec, ResourceKey
@@ -68,7 +68,7 @@ _HOMES = {
     "comparison.run": ("compare", "compare_sync"),
     "comparison.scorers": ("contains", "exact_match", "regex_match"),
     "core.client": ("Client", "SyncClient"),
-    "core.completion": ("Chunk", "Completion", "Usage"),
+    "core.completion": ("Chunk", "Completion", "Cost", "Usage"),
     "core.config": ("ProviderConfig",),
     "core.params": ("GenerationParams",),
     "core.spec": ("ModelSpec", "ResourceKey"),

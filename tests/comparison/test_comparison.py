@@ -18,7 +18,7 @@ from nbproviders.errors import ConfigurationError
 
 COLUMNS = (
     "spec provider model prompt_id prompt expected repeat text finish error queue_s ttft_s total_s "
-    "prompt_tokens cached_tokens completion_tokens tokens_per_s score_right task"
+    "prompt_tokens cached_tokens completion_tokens tokens_per_s cost_usd cost_kind ignored score_right task"
 ).split()
 FAILED = {
     "text": None,
@@ -30,6 +30,9 @@ FAILED = {
     "prompt_tokens": None,
     "completion_tokens": None,
     "tokens_per_s": None,
+    "cost_usd": None,
+    "cost_kind": None,
+    "ignored": None,
     "score_right": None,
 }
 HOSTILE = [
@@ -66,6 +69,9 @@ def row(model: str = "a", place: int = 0, **values: Any) -> dict[str, Any]:
         "prompt_tokens": 3,
         "completion_tokens": 2,
         "tokens_per_s": 10.0,
+        "cost_usd": 0.0,
+        "cost_kind": "free",
+        "ignored": "",
         "score_right": place % 2 == 0,
         "task": "odd" if place % 2 else "even",
         **values,
@@ -324,3 +330,73 @@ def test_few_prompts_are_not_ranked() -> None:
     """With fewer than ten prompts the display says so, with ten it does not."""
     assert "too few prompts to rank" in repr(grid(prompts=9))
     assert "too few" not in repr(grid(prompts=10))
+
+
+def paid(model: str, place: int, usd: float | None, kind: str, **values: Any) -> dict[str, Any]:
+    return row(model, place, cost_usd=usd, cost_kind=kind, **values)
+
+
+def test_what_it_cost_is_told_as_well_as_it_is_known() -> None:
+    """The sum is of what is known and estimated; the line beside the table tells what is not in it."""
+    result = compared(
+        paid("a", 0, 0.0102, "known"),
+        paid("a", 1, 0.0000364, "estimated"),
+        paid("b", 0, None, "unpriced"),
+        paid("b", 1, None, "unpriced"),
+        row("c", 0),
+        row("c", 1, **FAILED),
+    )
+    assert result.cost_usd == pytest.approx(0.0102364)
+    assert "\nCost: $0.0102 (1 answer estimated, 2 answers unpriced).\n" in result.as_text()
+    summed = result.summary().set_index("spec")["cost_usd"]
+    assert summed["echo:a"] == pytest.approx(0.0102364)
+    assert summed["echo:c"] == 0
+    assert summed.isna()["echo:b"]
+    table = result.as_text().splitlines()
+    assert table[0].endswith("cost, $")
+    told = {line.split()[0]: line.split()[-1] for line in table[1:] if line.startswith("echo:")}
+    assert told == {"echo:a": "0.0102", "echo:b": "\u2013", "echo:c": "0.0000"}
+
+
+def test_what_nobody_knows_is_no_zero() -> None:
+    """Where no answer has a price, there is no sum."""
+    result = compared(paid("a", 0, None, "unpriced"), row("b", 0))
+    assert result.cost_usd is None
+    assert "Cost: unknown (1 answer unpriced)." in result.as_text()
+
+
+def test_what_is_free_is_not_talked_about() -> None:
+    """Local models cost 0 dollars, and neither a column nor a line says so."""
+    result = grid()
+    assert result.cost_usd == 0
+    assert "cost" not in result.as_text().lower()
+    assert "cost" not in result._repr_mimebundle_()["text/html"].lower()
+
+
+def test_what_a_model_did_not_take_is_told() -> None:
+    """Each model's ignored parameters once, by name, and none where all were taken."""
+    result = compared(
+        row("a", 0, ignored="seed, top_p"), row("a", 1, ignored="seed"), row("b", 0), row("b", 1)
+    )
+    assert "echo:a took no seed, top_p." in result.as_text()
+    assert "echo:b took" not in result.as_text()
+    assert list(result.frame["ignored"]) == ["seed, top_p", "seed", "", ""]
+
+
+def test_dollars_are_no_formulas() -> None:
+    """Two amounts in a text are not set as mathematics by JupyterLab: a class says so."""
+    result = compared(paid("a", 0, 1.5, "known"), notes=["Budget: $1.50 of $2.00 spent."])
+    shown = result._repr_mimebundle_()["text/html"]
+    assert re.search(
+        r'<div class="tex2jax_ignore mathjax_ignore"[^>]*>(<div>[^<]*</div>)*<div>Cost: \$1\.50',
+        shown,
+    )
+
+
+def test_costs_are_drawn() -> None:
+    """A chart of what answers cost tells its medians; what has no price has no value."""
+    result = compared(paid("a", 0, 0.25, "known"), paid("b", 0, None, "unpriced"))
+    told = result.chart("cost_usd").alt
+    assert "cost (US dollars)" in told
+    assert "echo:a 0.25" in told
+    assert "echo:b no value" in told

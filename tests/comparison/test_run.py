@@ -178,3 +178,21 @@ async def test_a_cancelled_comparison_holds_nothing() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert nbp.unload_all(timeout_s=10) == 0
+
+
+async def test_a_service_beside_a_local_model() -> None:
+    """One table holds both; what a service cannot tell is missing, and not zero."""
+    from tests.services.keys import FAKE
+    from tests.services.openai import OpenAIServer
+
+    with OpenAIServer(key=FAKE) as server:
+        there = nbp.create_provider("openai", api_key=FAKE, base_url=server.base_url)
+        models = [there.model("gpt-x"), there.model("gpt-x?stream=true"), "transformers:demo-m"]
+        frame = (await nbp.compare(models, PROMPTS)).frame
+    whole, streamed, local = (frame[frame["spec"] == spec] for spec in frame["spec"].unique())
+    assert list(whole["text"]) == list(streamed["text"]) == [prompt for prompt, _ in PROMPTS]
+    assert list(local["text"]) == [right for _, right in PROMPTS]
+    assert whole["ttft_s"].isna().all()
+    assert (streamed["ttft_s"].astype(float) <= streamed["total_s"].astype(float)).all()
+    assert frame["error"].isna().all()
+    assert set(frame["cost_kind"]) == {"free"}

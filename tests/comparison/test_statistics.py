@@ -80,6 +80,7 @@ def frame(*cells: dict[str, Any]) -> pd.DataFrame:
         "tokens_per_s": 5.0,
         "prompt_tokens": 3,
         "completion_tokens": 1,
+        "cost_usd": 0.5,
         "score_s": 1.0,
     }
     return pd.DataFrame([{**base, **cell} for cell in cells])
@@ -120,10 +121,11 @@ def test_models_are_bounded_alike() -> None:
 def test_failed_cells_count_and_are_not_scored() -> None:
     """A failure is counted beside the mean, which is over what was scored; its times are no times."""
     failed = {"error": "x", "score_s": None, "total_s": None, "completion_tokens": None}
+    failed["cost_usd"] = None
     cells = [{"prompt_id": 0}, {"prompt_id": 1, **failed}]
     (row,) = summarise(frame(*cells), ["s"]).to_dict("records")
     assert (row["n"], row["errors"], row["s"], row["median_total_s"]) == (2, 1, 1.0, 0.2)
-    assert (row["prompt_tokens"], row["completion_tokens"]) == (6, 1)
+    assert (row["prompt_tokens"], row["completion_tokens"], row["cost_usd"]) == (6, 1, 0.5)
 
 
 def test_models_keep_their_order() -> None:

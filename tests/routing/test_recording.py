@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import nbproviders as nbp
-from nbproviders.core.completion import Finish, Usage
+from nbproviders.core.completion import Cost, Finish, Usage
 from nbproviders.core.tokens import Token
 from nbproviders.routing.recording import Recording, Take, portable, portable_text
 from tests.scripted import joined
@@ -38,6 +38,8 @@ TAKE = Take(
         ttft_s=0.5,
         chat=True,
         tokens=(Token("a", 1, -0.5),),
+        cost=Cost(0.25, "estimated"),
+        ignored=("seed", "top_p"),
     ),
 )
 

@@ -13,11 +13,11 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders.core.client import Client
-from nbproviders.core.completion import Finish
+from nbproviders.core.completion import FREE, UNPRICED, Cost, Finish, Usage
 from nbproviders.core.params import Request
 from nbproviders.routing.recording import Recording
 from nbproviders.routing.replay import Replay
-from tests.scripted import Gate, ScriptedModel, happened, in_virtual_time, settled
+from tests.scripted import Gate, PricedModel, ScriptedModel, happened, in_virtual_time, settled
 
 SLOW = "echo:echo?delay_s=0.02"
 
@@ -324,6 +324,22 @@ async def test_it_is_compared_and_routed_like_any_model(path: Path) -> None:
     routed.add_provider(m)
     asked = {"temperature": 0, "max_tokens": 256}
     assert (await routed.route("x", **asked)).spec == "replay:echo:a"
+
+
+async def test_a_recorded_answer_tells_what_it_cost_then(path: Path) -> None:
+    """Its cost and what was ignored are kept; asking costs nothing where nothing is asked."""
+    model = PricedModel()
+    m = nbp.replay(path, model)
+    cost = (await m.generate("x", max_tokens=9)).cost
+    assert m.waist.cost(Usage(1, 1)) == model.cost(Usage(1, 1))
+    again = nbp.replay(path, cadence=False)
+    assert (
+        (await again.generate("x", max_tokens=9)).cost
+        == cost
+        == Cost(pytest.approx(0.006), "known")
+    )
+    assert again.waist.cost(Usage(1, 1)) == FREE
+    assert nbp.replay(path, "echo:a").waist.cost(Usage(1, 1)) == UNPRICED  # it may be asked
 
 
 async def test_probabilities_are_recorded(path: Path) -> None:

@@ -13,14 +13,15 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders.authoring.service import BaseProvider
-from nbproviders.core.completion import Finish, Usage
+from nbproviders.core import engine
+from nbproviders.core.completion import FREE, UNPRICED, Cost, Finish, Usage
 from nbproviders.core.config import ProviderConfig
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.retry import Retry
 from nbproviders.residency import residency as residencies
 from nbproviders.routing.health import HALF_LIFE_S, STRATEGIES
-from tests.scripted import Gate, ScriptedModel, happened, in_virtual_time, settled
+from tests.scripted import Gate, PricedModel, ScriptedModel, happened, in_virtual_time, settled
 
 
 class Named(Model):
@@ -441,6 +442,23 @@ async def test_history_tells_each_call() -> None:
     assert frame["total_s"].tolist() == [1, 1]
     assert frame["time_s"].is_monotonic_increasing
     assert "secret" not in frame.to_string()
+
+
+async def test_a_call_may_cost_what_the_dearest_member_takes() -> None:
+    """Free beside free is free; the dearest counts; with one of unknown price nobody knows."""
+    usage = Usage(3, 2)
+    made = router(PricedModel("free", 0.0), Named("a"))
+    assert router().cost(usage) == made.cost(usage) == UNPRICED
+    made.remove_provider("a")
+    assert made.cost(usage) == FREE
+    made.add_provider(PricedModel("dear", 0.5))
+    made.add_provider(PricedModel("cheap", 0.25))
+    assert made.cost(usage) == Cost(2.5, "known")
+    made.add_provider("echo:a")
+    assert made.cost(usage) == UNPRICED  # not opened yet
+    await engine.default().call(made.open)
+    assert made.cost(usage) == Cost(2.5, "known")
+    await made.aclose()
 
 
 async def test_history_is_bounded() -> None:

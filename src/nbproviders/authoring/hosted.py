@@ -161,7 +161,10 @@ class HostedProvider(BaseProvider):
             return UNPRICED
         from nbproviders.catalog import prices
 
-        return prices.price(self.service.name, self.config.model, usage)
+        cost = prices.price(self.service.name, self.config.model, usage)
+        # What stands where the environment says may be a gateway with prices of its own.
+        moved = origin_of(self.base_url) != origin_of(self.service.base_url)
+        return replace(cost, kind="estimated") if moved and cost.usd is not None else cost
 
     # For its class
 
@@ -243,6 +246,7 @@ class HostedProvider(BaseProvider):
     async def __aenter__(self) -> Self:
         """Check that there is a key, before anything is asked."""
         self._headers()
+        await asyncio.to_thread(self.cost, Usage())  # reads the price list off the loop
         return self
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbproviders.comparison import statistics
+from nbproviders.comparison import cells, costs, statistics
+from nbproviders.comparison.cells import METRICS, ORDER, number
 from nbproviders.errors import ConfigurationError
 from nbproviders.render import charts, report, tables
 from nbproviders.render.tables import Column
@@ -18,38 +17,8 @@ from nbproviders.render.tables import Column
 if TYPE_CHECKING:
     import pandas as pd
 
-_ORDER = (
-    "spec",
-    "provider",
-    "model",
-    "prompt_id",
-    "prompt",
-    "expected",
-    "repeat",
-    "text",
-    "finish",
-    "error",
-    "queue_s",
-    "ttft_s",
-    "total_s",
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "tokens_per_s",
-)
-# What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _MOST_GROUPS = 12  # of a column such as task, for a table of its own in the report
 _MOST_ANSWERS = 2000  # in the report
-_METRICS = {
-    "ttft_s": "time to first token (s)",
-    "total_s": "time per answer (s)",
-    "queue_s": "time waiting (s)",
-    "tokens_per_s": "tokens per second",
-    "completion_tokens": "tokens written",
-    "prompt_tokens": "tokens read",
-    "cached_tokens": "tokens read before",
-}
 
 
 class Comparison:
@@ -81,7 +50,7 @@ class Comparison:
         notes: Sequence[str] = (),
         stopped: bool = False,
     ) -> None:
-        self._rows: list[dict[str, Any]] = [{**dict.fromkeys(_ORDER), **row} for row in rows]
+        self._rows: list[dict[str, Any]] = [{**dict.fromkeys(ORDER), **row} for row in rows]
         self.score_names = list(score_names)
         self.params = dict(params)
         self.elapsed_s = elapsed_s
@@ -96,25 +65,21 @@ class Comparison:
 
         Columns are spec, provider, model, prompt_id, prompt, expected, repeat, text, finish, error,
         queue_s, ttft_s, total_s, prompt_tokens, cached_tokens (those not computed again),
-        completion_tokens, tokens_per_s, a ``score_<name>`` for each scorer, and then what else came with
-        the prompts, such as ``task``.
+        completion_tokens, tokens_per_s, cost_usd, cost_kind (free, known, estimated or unpriced), ignored
+        (parameters that the model did not take), a ``score_<name>`` for each scorer, and then what else
+        came with the prompts, such as ``task``.
         """
-        import pandas as pd
-
-        scores = [f"score_{name}" for name in self.score_names]
-        known = [*_ORDER, *scores]
-        extra = dict.fromkeys(k for row in self._rows for k in row if k not in known)
-        frame = pd.DataFrame(self._rows, columns=[*known, *extra])
-        for name in (*_METRICS, *scores):
-            frame[name] = pd.to_numeric(frame[name].map(_number))
-        for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
-            frame[name] = frame[name].astype("Int64")
-        return frame
+        return cells.as_frame(self._rows, self.score_names)
 
     @property
     def models(self) -> list[str]:
         """References of the models, in the order they were given."""
         return list(dict.fromkeys(row["spec"] for row in self._rows))
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What the answers cost in US dollars, as far as it is known or estimated; None if none of it is."""
+        return costs.total_usd(self._rows)
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -141,7 +106,7 @@ class Comparison:
                 f"There is no column {by!r} to split by.",
                 hint=f"Columns: {', '.join(self.frame.columns)}.",
             )
-        groups = self.frame[by].map(lambda v: tables.readable(v) if _is_container(v) else v)
+        groups = self.frame[by].map(lambda v: tables.readable(v) if cells.is_container(v) else v)
         return statistics.summarise(self.frame.assign(**{by: groups}), self.score_names, by)
 
     # Charts
@@ -153,7 +118,8 @@ class Comparison:
         ----------
         metric
             A scorer, with or without ``score_``, or one of ttft_s, total_s, queue_s, tokens_per_s,
-            completion_tokens and prompt_tokens. Default: the first scorer, else tokens_per_s.
+            completion_tokens, prompt_tokens, cached_tokens and cost_usd.
+            Default: the first scorer, else tokens_per_s.
 
         Raises
         ------
@@ -161,14 +127,14 @@ class Comparison:
             For another metric.
         """
         chosen = metric or (f"score_{self.score_names[0]}" if self.score_names else "tokens_per_s")
-        if chosen in _METRICS:
+        if chosen in METRICS:
             return self._spread_chart(chosen)
         for name in (chosen, chosen.removeprefix("score_")):
             if name in self.score_names:
                 return self._score_chart(name)
         raise ConfigurationError(
             f"There is no metric {metric!r}.",
-            hint=f"Metrics: {', '.join([*self.score_names, *_METRICS])}.",
+            hint=f"Metrics: {', '.join([*self.score_names, *METRICS])}.",
         )
 
     def _spread_chart(self, name: str) -> charts.Picture:
@@ -177,9 +143,9 @@ class Comparison:
             for model in self.models
         }
         ax = charts.axes(len(values))
-        charts.spread(ax, values, charts.colours(values), _METRICS[name])
+        charts.spread(ax, values, charts.colours(values), METRICS[name])
         medians = ", ".join(f"{m} {_median(v)}" for m, v in values.items())
-        return charts.picture(ax, f"{_METRICS[name]}, median by model: {medians}")
+        return charts.picture(ax, f"{METRICS[name]}, median by model: {medians}")
 
     def _score_chart(self, name: str) -> charts.Picture:
         shades = charts.colours(self.models)
@@ -187,9 +153,9 @@ class Comparison:
         found = [
             charts.Bar(
                 row["spec"],
-                _number(row[name]),
-                _number(row[f"{name}_low"]),
-                _number(row[f"{name}_high"]),
+                number(row[name]),
+                number(row[f"{name}_low"]),
+                number(row[f"{name}_high"]),
                 shades[row["spec"]],
             )
             for row in _records(self.summary())
@@ -222,7 +188,14 @@ class Comparison:
             Column("median_ttft_s", "first token, s", ".3f"),
             Column("median_total_s", "answer, s", ".3f"),
             Column("median_tokens_per_s", "tokens/s", ",.0f"),
+            *self._cost_columns(),
         ]
+
+    def _cost_columns(self) -> list[Column]:
+        if not costs.told(self._rows):
+            return []
+        amounts = self.frame.groupby("spec")["cost_usd"].sum()
+        return [Column("cost_usd", "cost, $", costs.form(amounts))]
 
     def _split(self, by: str) -> tuple[list[dict[str, Any]], list[Column]]:
         """Return the first score (else tokens a second) by a column, a column for each model."""
@@ -243,20 +216,20 @@ class Comparison:
     @property
     def _groupings(self) -> list[str]:
         """Columns that came with the prompts and sort them into a few groups."""
-        extra = [str(name) for name in self.frame][len(_ORDER) + len(self.score_names) :]
+        extra = [str(name) for name in self.frame][len(ORDER) + len(self.score_names) :]
         counts = {name: self.frame[name].map(tables.readable).nunique() for name in extra}
         return [name for name, count in counts.items() if 2 <= count <= _MOST_GROUPS]
 
-    def _cost(self) -> str:
-        """What it cost, in one line."""
-        cells = f"{len(self._rows):,} cell{'' if len(self._rows) == 1 else 's'}"
+    def _effort(self) -> str:
+        """What was done, in one line."""
+        count = f"{len(self._rows):,} cell{'' if len(self._rows) == 1 else 's'}"
         failed = f", {self._failed:,} failed" if self._failed else ""
         read, written = (int(self.frame[name].sum()) for name in statistics.TOKENS)
         asked = ", ".join(
             f"{k}={v:g}" if isinstance(v, float) else f"{k}={v!r}" for k, v in self.params.items()
         )
         return (
-            f"{cells}{failed}, {read:,} tokens read and {written:,} written in {self.elapsed_s:.1f} s"
+            f"{count}{failed}, {read:,} tokens read and {written:,} written in {self.elapsed_s:.1f} s"
             f"{f'; {asked}' if asked else ''}."
         )
 
@@ -266,13 +239,13 @@ class Comparison:
                 "Stopped before the first cell was done." if self.stopped else "No cells.",
                 *self.notes,
             ]
-        notes = [self._cost(), statistics.verdict(self.frame)]
+        notes = [self._effort(), costs.line(self._rows), statistics.verdict(self.frame)]
         if self.stopped:
             notes.append("Stopped before the end: these are the cells that were done.")
         if self._failed:
             first = next(row["error"] for row in self._rows if row["error"] is not None)
             notes.append(f"First failure: {first}")
-        return [note for note in [*notes, *self.notes] if note]
+        return [note for note in [*notes, *costs.left_out(self._rows), *self.notes] if note]
 
     def as_text(self, by: str | None = None, width: int = 100) -> str:
         """Return the summary as plain text that fits `width` characters.
@@ -291,7 +264,7 @@ class Comparison:
         caption = "Models, by cells, scores with 95 % intervals, and median times"
         table = tables.as_html(_records(self.summary()), self._columns(), caption)
         notes = "".join(f"<div>{html.escape(tables.visible(note))}</div>" for note in self._notes())
-        return f"{table}{notes}"
+        return f'{table}<div class="{tables.NO_FORMULAS}" style="padding:0 12px">{notes}</div>'
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         chart = f'<div style="margin-top:8px">{self.chart().as_html()}</div>' if self._rows else ""
@@ -321,15 +294,7 @@ class Comparison:
         ConfigurationError
             If it cannot be written.
         """
-        from pandas.api.types import is_numeric_dtype
-
-        frame = self.frame.copy()
-        for name in frame.columns:
-            if not is_numeric_dtype(frame[name]):
-                told = frame[name].map(_plain)
-                frame[name] = told.map(_defused) if spreadsheet else told
-        # All text in quotes: csv leaves out those round a lone carriage return, which then ends the row.
-        text = frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        text = cells.as_csv(self.frame, spreadsheet=spreadsheet)
         return report.write(path, text, "utf-8-sig" if spreadsheet else "utf-8")
 
     def to_html(self, path: str | Path, title: str = "Comparison") -> Path:
@@ -367,11 +332,6 @@ class Comparison:
         return tables.as_html(rows, columns, limit=_MOST_ANSWERS)
 
 
-def _number(value: Any) -> float | None:
-    """Return a score or time as a float; None and NaN as None."""
-    return None if value is None or value != value else float(value)
-
-
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
@@ -380,18 +340,3 @@ def _median(values: Sequence[float]) -> str:
     import numpy as np
 
     return charts.three_figures(float(np.median(values))) if values else "no value"
-
-
-def _is_container(value: object) -> bool:
-    return isinstance(value, (list, tuple, dict, set))
-
-
-def _plain(value: Any) -> Any:
-    """Return what CSV can hold: containers as JSON."""
-    if not _is_container(value):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _defused(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

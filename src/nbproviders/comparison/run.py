@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbproviders.authoring.progress import Line, bar
-from nbproviders.comparison import grid
+from nbproviders.comparison import costs, grid
 from nbproviders.comparison import scorers as scoring
+from nbproviders.comparison.budget import Budget, Budgeted, replayed
 from nbproviders.comparison.comparison import Comparison
 from nbproviders.comparison.grid import Contender, Prompt
 from nbproviders.core import engine
@@ -34,6 +36,8 @@ async def compare(
     scorers: Sequence[Callable[..., Any]] | Callable[..., Any] = (),
     repeats: int = 1,
     *,
+    budget_usd: float | None = None,
+    allow_unpriced: bool = False,
     progress: bool = True,
 ) -> Comparison:
     """Ask every model every prompt, and return what they said, measured and scored.
@@ -50,6 +54,12 @@ async def compare(
         Functions of ``(response, expected)``, sync or async, returning a bool or a number.
     repeats
         How often each prompt is asked; a given seed is raised by one each time.
+    budget_usd
+        What all of it may cost, in US dollars. A call that might go beyond is not made, and its cell says
+        so; what costs nothing goes on. The most that a call may cost is counted until its answer is there;
+        what the retries of one call cost, if they are charged, is not known here.
+    allow_unpriced
+        Within a budget, ask models of unknown price too; what they cost is then in no sum.
     progress
         Show a bar if it takes longer than half a second.
 
@@ -64,7 +74,8 @@ async def compare(
         For a grid that cannot be run at all: nothing has run then.
     """
     __tracebackhide__ = True
-    run = Run.of(models, prompts, params, scorers, repeats)
+    budget = None if budget_usd is None else Budget(budget_usd, allow_unpriced=allow_unpriced)
+    run = Run.of(models, prompts, params, scorers, repeats, budget)
     began_s = time.perf_counter()
     with _Bar(run, shown=progress) as bar:
         for contender in run.in_order():
@@ -79,12 +90,24 @@ def compare_sync(
     scorers: Sequence[Callable[..., Any]] | Callable[..., Any] = (),
     repeats: int = 1,
     *,
+    budget_usd: float | None = None,
+    allow_unpriced: bool = False,
     progress: bool = True,
     timeout_s: float | None = None,
 ) -> Comparison:
     """The same as `compare`, blocking, for scripts; Ctrl-C ends it."""
     return engine.default().wait(
-        lambda: compare(models, prompts, params, scorers, repeats, progress=progress), timeout_s
+        lambda: compare(
+            models,
+            prompts,
+            params,
+            scorers,
+            repeats,
+            budget_usd=budget_usd,
+            allow_unpriced=allow_unpriced,
+            progress=progress,
+        ),
+        timeout_s,
     )
 
 
@@ -98,10 +121,20 @@ class Run:
     scorers: dict[str, Callable[..., Any]]
     repeats: int
     rows: dict[str, list[Row]]
+    budget: Budget | None = None
     done: int = 0
+    replayed_usd: float = 0.0
 
     @classmethod
-    def of(cls, models: Any, prompts: Any, params: Any, scorers: Any, repeats: int) -> Run:
+    def of(
+        cls,
+        models: Any,
+        prompts: Any,
+        params: Any,
+        scorers: Any,
+        repeats: int,
+        budget: Budget | None = None,
+    ) -> Run:
         """Return a checked run."""
         if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
             raise InvalidRequestError(f"repeats={repeats!r} must be a whole number, at least 1.")
@@ -113,9 +146,8 @@ class Run:
         chosen = GenerationParams(**{**DEFAULTS, **(given.given() if given else {})})
         found = grid.contenders(models)
         named = scoring.named(scorers)
-        return cls(
-            found, grid.prompts(prompts), chosen, named, repeats, {one.spec: [] for one in found}
-        )
+        rows: dict[str, list[Row]] = {one.spec: [] for one in found}
+        return cls(found, grid.prompts(prompts), chosen, named, repeats, rows, budget)
 
     @property
     def total(self) -> int:
@@ -141,10 +173,14 @@ class Run:
 
         def on_done(place: int, outcome: Completion | ProviderError) -> None:
             rows[place].update(_told(outcome))
+            if isinstance(outcome, Completion) and replayed(outcome):
+                self.replayed_usd += outcome.cost.usd or 0.0
             self.done += 1
 
         try:
-            await engine.default().call(lambda: _generate(contender, requests, on_done))
+            await engine.default().call(
+                lambda: _generate(contender, requests, on_done, self.budget)
+            )
         except ProviderError as error:
             for place, row in enumerate(rows):
                 if row["error"] is None and row["finish"] is None:
@@ -191,7 +227,16 @@ class Run:
             score_names=list(self.scorers),
             params=self.params.given(),
             elapsed_s=elapsed_s,
+            notes=self._notes(),
         )
+
+    def _notes(self) -> list[str]:
+        notes = [] if self.budget is None else self.budget.notes()
+        if self.replayed_usd:
+            notes.append(
+                f"{costs.dollars(self.replayed_usd)} of the cost was paid when it was recorded, not now."
+            )
+        return notes
 
 
 _NOTHING: Row = {
@@ -205,6 +250,9 @@ _NOTHING: Row = {
     "cached_tokens": None,
     "completion_tokens": None,
     "tokens_per_s": None,
+    "cost_usd": None,
+    "cost_kind": None,
+    "ignored": None,
 }
 
 
@@ -215,12 +263,15 @@ def _told(outcome: Completion | ProviderError) -> Row:
         "text": outcome.text,
         "finish": outcome.finish,
         "queue_s": outcome.queue_s,
-        "ttft_s": outcome.ttft_s,
+        "ttft_s": None if math.isnan(outcome.ttft_s) else outcome.ttft_s,
         "total_s": outcome.total_s,
         "prompt_tokens": outcome.usage.prompt_tokens,
         "cached_tokens": outcome.usage.cached_tokens,
         "completion_tokens": outcome.usage.completion_tokens,
         "tokens_per_s": outcome.tokens_per_s,
+        "cost_usd": outcome.cost.usd,
+        "cost_kind": outcome.cost.kind,
+        "ignored": ", ".join(outcome.ignored),
     }
 
 
@@ -234,10 +285,12 @@ async def _generate(
     contender: Contender,
     requests: list[Request],
     on_done: Callable[[int, Completion | ProviderError], None],
+    budget: Budget | None,
 ) -> None:
     """Run one model's cells, on the engine."""
     async with _opened(contender) as model:
-        await generate_all(model, requests, on_done)
+        paid = model if budget is None else Budgeted(model, budget)
+        await generate_all(paid, requests, on_done)
 
 
 @asynccontextmanager

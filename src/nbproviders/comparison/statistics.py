@@ -119,7 +119,8 @@ def summarise(frame: pd.DataFrame, score_names: list[str], by: str | None = None
     pandas.DataFrame
         ``n`` cells, ``errors``, for each scorer its mean over what was answered (``_low`` and ``_high`` bound
         it at 95 %: by Wilson where scores are right or wrong, else by Student's t, missing where that
-        cannot tell), medians of the timings in seconds, and tokens in all.
+        cannot tell), medians of the timings in seconds, tokens in all, and ``cost_usd``, the sum of what is
+        known of it, missing if nothing is.
     """
     import pandas as pd
 
@@ -134,10 +135,13 @@ def summarise(frame: pd.DataFrame, score_names: list[str], by: str | None = None
             row |= _scored(part, name, rate=rates[name])
         row |= {f"median_{name}": part[name].astype(float).median() for name in TIMINGS}
         row |= {name: int(part[name].fillna(0).sum()) for name in TOKENS}
+        row["cost_usd"] = part["cost_usd"].astype(float).sum(min_count=1)
         rows.append(row)
     bounded = [end for name in score_names for end in (name, f"{name}_low", f"{name}_high")]
     medians = [f"median_{name}" for name in TIMINGS]
-    return pd.DataFrame(rows, columns=[*keys, "n", "errors", *bounded, *medians, *TOKENS])
+    return pd.DataFrame(
+        rows, columns=[*keys, "n", "errors", *bounded, *medians, *TOKENS, "cost_usd"]
+    )
 
 
 def _scored(part: pd.DataFrame, name: str, *, rate: bool) -> dict[str, float]:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# The class of an element in which JupyterLab does not set what stands between dollars as a formula.
+NO_FORMULAS = "tex2jax_ignore mathjax_ignore"
 MAX_ROWS = 200
 SHORT_CHARACTERS = 160
 SHORT_LINES = 4
@@ -134,8 +136,7 @@ def as_html(
     style = "caption-side:top;text-align:left;padding:2px 12px 4px;color:inherit;font-weight:600"
     title = f'<caption style="{style}">{html.escape(visible(caption))}</caption>'
     return (
-        # JupyterLab would set what stands between dollars as a formula.
-        '<div class="tex2jax_ignore mathjax_ignore" style="overflow-x:auto;max-width:100%">'
+        f'<div class="{NO_FORMULAS}" style="overflow-x:auto;max-width:100%">'
         f'<table style="{_TABLE}">'
         f"{title if caption else ''}<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
         "</table></div>"

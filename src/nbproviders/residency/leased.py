@@ -89,8 +89,13 @@ class LeasedModel(Model):
         completion.spec = self._loader.spec.text
         return completion
 
+    async def open(self) -> None:
+        """Have it in memory, for what only a loaded model can tell."""
+        async with self._residency.using(self._loader):
+            pass
+
     def cost(self, usage: Usage) -> Cost:
-        """The loaded model's; before the first load nobody knows."""
+        """The loaded model's; while it is not in memory, nobody knows: see `open`."""
         entry = self._residency.find(self._loader.key)
         loaded = None if entry is None else entry.model
         return UNPRICED if loaded is None else loaded.cost(usage)

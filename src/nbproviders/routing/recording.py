@@ -7,6 +7,7 @@ key, no folder of the machine and no time of day. Knows no model; `replay` does.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -256,8 +257,8 @@ def _told(end: Finish) -> dict[str, Any]:
         "usage": {name: getattr(usage, name) for name in Usage.__slots__},
         "params": params,
         "queue_s": round(end.queue_s, 6),
-        "ttft_s": None if end.ttft_s is None else round(end.ttft_s, 6),
-        "total_s": None if end.total_s is None else round(end.total_s, 6),
+        "ttft_s": _seconds(end.ttft_s),
+        "total_s": _seconds(end.total_s),
         "chat": end.chat,
         "batch_invariant": end.batch_invariant,
         "reasoning": end.reasoning,
@@ -265,6 +266,11 @@ def _told(end: Finish) -> dict[str, Any]:
         "ignored": list(end.ignored),
         "tokens": [[token.text, token.id, token.logprob] for token in end.tokens],
     }
+
+
+def _seconds(time_s: float | None) -> float | None:
+    """Return a time as JSON has it, which knows no "not a number"."""
+    return None if time_s is None or math.isnan(time_s) else round(time_s, 6)
 
 
 @contextmanager

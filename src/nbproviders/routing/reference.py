@@ -11,7 +11,7 @@ from nbproviders.authoring.opening import ModelContext
 from nbproviders.authoring.provider import ModelHandle, ModelProvider
 from nbproviders.authoring.service import BaseProvider, served
 from nbproviders.core.client import Client, SyncClient
-from nbproviders.core.completion import Completion, Finish, finish_of
+from nbproviders.core.completion import UNPRICED, Completion, Cost, Finish, Usage, finish_of
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.spec import ModelSpec
@@ -39,6 +39,10 @@ class Referred(Model):
     def raw(self) -> object:
         """The model's own."""
         return self if self._client is None else self._client.raw
+
+    def cost(self, usage: Usage) -> Cost:
+        """The model's own; before it is opened nobody knows."""
+        return UNPRICED if self._client is None else self._client.waist.cost(usage)
 
     async def open(self) -> Model:
         """Return the model itself; opened by the first call.

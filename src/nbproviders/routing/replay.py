@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from nbproviders import errors, registry
 from nbproviders.core.client import Client
-from nbproviders.core.completion import Finish, finish_of
+from nbproviders.core.completion import FREE, Cost, Finish, Usage, finish_of
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.core.spec import ModelSpec
@@ -71,7 +71,8 @@ def replay(
     Returns
     -------
     Client
-        A completion from the file has the recorded timings, and ``spec`` is ``replay:<reference>``; one that
+        A completion from the file has the recorded timings and the cost of then (it costs nothing now),
+        and ``spec`` is ``replay:<reference>``; one that
         was just recorded has its own. The n-th request of its kind gets the n-th recorded answer. Where
         nothing may be asked and they are used up, they begin again.
 
@@ -159,6 +160,17 @@ class Replay(Model):
             can=frozenset(can | (told.can & {"logprobs"} if asks else set())),
             notes=tuple(notes),
         )
+
+    def cost(self, usage: Usage) -> Cost:
+        """Nothing where nothing is asked; else the model's, for the file may lack the request."""
+        if self._mode == "replay" or self._model is None:
+            return FREE
+        return self._model.cost(usage)
+
+    async def open(self) -> None:
+        """Open the model, if it is a reference that may be asked: then its price is known."""
+        if self._mode != "replay" and isinstance(self._model, Referred):
+            await self._model.open()
 
     def stream(self, request: str | Messages | Request) -> Stream:
         """Stream from the file, or from the model while it is recorded."""

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbproviders.core import engine
 from nbproviders.core.client import Client
-from nbproviders.core.completion import Chunk, Completion, Finish, finish_of
+from nbproviders.core.completion import (
+    UNPRICED,
+    Chunk,
+    Completion,
+    Cost,
+    Finish,
+    Usage,
+    finish_of,
+)
 from nbproviders.core.model import Model, ModelInfo, Stream, answer
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.errors import (
@@ -168,6 +176,23 @@ class Router(Model):
             context_tokens=min(contexts, default=None),
             can=can & _PASSED_ON,
         )
+
+    def cost(self, usage: Usage) -> Cost:
+        """The dearest member's, for anyone may be asked; unpriced if any of them is."""
+        with self._lock:
+            models = [member.model for member in self._members.values()]
+        found = [model.cost(usage) for model in models]
+        if not found or any(cost.usd is None for cost in found):
+            return UNPRICED
+        return max(found, key=lambda cost: (cost.usd or 0.0, cost.kind != "free"))
+
+    async def open(self) -> None:
+        """Open the members that are references, before any is asked: then their prices are known."""
+        with self._lock:
+            models = [member.model for member in self._members.values()]
+        for model in models:
+            if isinstance(model, Referred):
+                await model.open()
 
     async def route(
         self,
