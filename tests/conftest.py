@@ -22,8 +22,10 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     monkeypatch.setenv(settings.CONFIG_VARIABLE, str(path))
     monkeypatch.delenv(BUDGET_VARIABLE, raising=False)
     for row in SERVICES.values():
-        for variable in (*row.key_variables, row.url_variable):
-            monkeypatch.delenv(variable or "_", raising=False)
+        for variable in (*row.key_variables, row.url_variable or "_"):
+            monkeypatch.delenv(variable, raising=False)
+    for variable in ("OLLAMA_API_KEY", "OLLAMA_NUM_PARALLEL", "YANDEX_FOLDER_ID", "YC_FOLDER_ID"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(aliases, "_made", {})
     aliases.reload()
     yield path

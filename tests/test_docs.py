@@ -6,6 +6,8 @@ import ast
 import importlib.util
 import inspect
 import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,41 @@ from typing import Any
 import pytest
 
 import nbproviders as nbp
+from nbproviders.catalog.services import SERVICES
 from nbproviders.providers.llamacpp import LlamaCppProvider
+from tests.services.anthropic import AnthropicServer
+from tests.services.gigachat import GigaChatServer
+from tests.services.keys import FAKE
+from tests.services.openai import OpenAIServer
+from tests.services.server import LocalServer
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 PROVIDERS = sorted((DOCS / "providers").glob("*.md"))
 LINK = re.compile(r"\]\(([^)#\s]+)\)")
 ROW = re.compile(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", re.MULTILINE)
+
+
+# What the pages on services talk to: a local server at the address that the environment names.
+SERVED: dict[str, tuple[Callable[..., LocalServer], str, str]] = {
+    "openai": (OpenAIServer, "OPENAI_BASE_URL", "OPENAI_API_KEY"),
+    "anthropic": (AnthropicServer, "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+    "gigachat": (GigaChatServer, "GIGACHAT_BASE_URL", "GIGACHAT_CREDENTIALS"),
+}
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, str]]:
+    """The environment in which all of them are reached."""
+    with ExitStack() as stack:
+        environment = {}
+        for make, address, key in SERVED.values():
+            environment[key] = FAKE
+            server = stack.enter_context(make(key=FAKE))
+            environment[address] = server.base_url
+            if isinstance(server, GigaChatServer):
+                environment["GIGACHAT_AUTH_URL"] = server.auth_url
+        yield environment
 
 
 def name_of(path: Path) -> str:
@@ -36,7 +66,7 @@ def on_one_line(text: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-async def test_code_runs(page, tmp_path, monkeypatch):
+async def test_code_runs(page, servers, tmp_path, monkeypatch):
     """The Python blocks of a page run one after another, as cells do, in an empty folder, offline."""
     if page in PROVIDERS and page.stem in ("llama-cpp", "optimized", "transformers"):
         found = nbp.list_available()[page.stem]
@@ -44,6 +74,8 @@ async def test_code_runs(page, tmp_path, monkeypatch):
             pytest.skip(found.reason)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for variable, value in servers.items():
+        monkeypatch.setenv(variable, value)
     names: dict[str, Any] = {}
     for block in blocks(page):
         code = compile(block, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -69,6 +101,14 @@ def test_links_exist(page):
     """Every file a page links to is in the repository."""
     for link in LINK.findall(page.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (page.parent / link).is_file(), link
+
+
+def test_services_are_listed():
+    """The page on services has a row for each, with the variables of its key."""
+    text = (DOCS / "services.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", text, re.MULTILINE)
+    told = {name: tuple(re.findall(r"`(\w+)`", keys)) for name, keys in rows}
+    assert told == {name: row.key_variables for name, row in SERVICES.items()}
 
 
 def test_llama_cpp_defaults():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -13,56 +12,19 @@ import nbproviders as nbp
 from nbproviders.authoring.service import BaseProvider, served
 from nbproviders.core.config import ProviderConfig
 from nbproviders.core.params import GenerationParams
+from tests.services.keys import fake
+from tests.services.server import LocalServer
 
 httpx = pytest.importorskip("httpx", reason="an author's provider uses it")
 
 
-class Service:
-    """A local HTTP server that answers with what it was sent, or with the statuses it was told."""
-
-    def __init__(self) -> None:
-        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-        service = self
-        self.statuses: list[int] = []
-        self.seen: list[dict[str, Any]] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                import json
-
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                service.seen.append({**body, "key": self.headers["Authorization"]})
-                status = service.statuses.pop(0) if service.statuses else 200
-                self._send(status, json.dumps({"text": body["prompt"].upper()}))
-
-            def do_GET(self) -> None:
-                self._send(200, "{}")
-
-            def _send(self, status: int, text: str) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
-def service() -> Iterator[Service]:
-    made = Service()
-    yield made
-    made.close()
+def service() -> Iterator[LocalServer]:
+    """A service that answers with what it was sent, in capitals."""
+    with LocalServer() as made:
+        made.answer("POST", "/completions", lambda seen: {"text": seen.body["prompt"].upper()})
+        made.answer("GET", "/health", {})
+        yield made
 
 
 class Upper(BaseProvider):
@@ -123,13 +85,15 @@ class Speaking(BaseProvider):
 
 
 @pytest.fixture
-def upper(service: Service) -> nbp.ModelProvider:
+def upper(service: LocalServer) -> nbp.ModelProvider:
     Upper.made = Upper.closed = 0
     nbp.register_provider("upper", Upper)
-    return nbp.create_provider("upper", api_key="k-123", base_url=service.url, max_retries=2)
+    return nbp.create_provider(
+        "upper", api_key=fake("upper"), base_url=service.base_url, max_retries=2
+    )
 
 
-async def test_a_model_of_it_is_used_like_any(upper: Any, service: Service) -> None:
+async def test_a_model_of_it_is_used_like_any(upper: Any, service: LocalServer) -> None:
     """Opened once and shared, asked with its own name and the given parameters, closed when freed."""
     async with upper.model("large") as m, upper.model("large") as again:
         assert await m.generate("hi", temperature=0.5, stop="\n") == "HI"
@@ -137,13 +101,9 @@ async def test_a_model_of_it_is_used_like_any(upper: Any, service: Service) -> N
         assert "".join([c async for c in m.stream("hey")]) == "HEY"
         assert m.raw is again.raw
         assert m.spec == "upper:large"
-    assert service.seen[0] == {
-        "prompt": "hi",
-        "model": "large",
-        "temperature": 0.5,
-        "stop": ["\n"],
-        "key": "Bearer k-123",
-    }
+    first = service.requests[0]
+    assert first.body == {"prompt": "hi", "model": "large", "temperature": 0.5, "stop": ["\n"]}
+    assert first.headers["Authorization"] == f"Bearer {fake('upper')}"
     made = Upper.made
     await asyncio.to_thread(nbp.unload_all)
     assert (made, Upper.closed) == (2, 1)  # the one that was created, and the model's
@@ -157,20 +117,23 @@ async def test_it_is_compared_with_others(upper: Any) -> None:
     assert texts == {"upper:large": ["A B", "C"], "echo:echo": ["a b", "c"]}
 
 
-async def test_failures_are_ours_and_retried_as_configured(upper: Any, service: Service) -> None:
+async def test_failures_are_ours_and_retried_as_configured(
+    upper: Any, service: LocalServer
+) -> None:
     """Three attempts for what may pass, one for a wrong key; the author's retries are the only ones."""
     async with upper.model("large") as m:
-        service.statuses = [503, 503]
+        service.fail_next(503, times=2)
         assert await m.generate("x") == "X"
-        assert len(service.seen) == 3
-        service.statuses = [503] * 9
+        assert len(service.requests) == 3
+        service.fail_next(503, times=9)
         with pytest.raises(nbp.ServiceUnavailableError):
             await m.generate("x")
-        assert len(service.seen) == 6
-        service.statuses = [401]
+        assert len(service.requests) == 6
+        service.recover()
+        service.fail_next(401)
         with pytest.raises(nbp.AuthenticationError):
             await m.generate("x")
-        assert len(service.seen) == 7
+        assert len(service.requests) == 7
 
 
 @pytest.mark.parametrize(
@@ -206,30 +169,30 @@ async def test_streams_come_in_pieces(upper: Any) -> None:
         assert await m.generate("a b c") == "a b c"
 
 
-async def test_an_instance_works_by_itself(service: Service) -> None:
+async def test_an_instance_works_by_itself(service: LocalServer) -> None:
     """Direct calls are the author's own code, on the caller's loop."""
-    config = ProviderConfig(name="upper", api_key="k", base_url=service.url, max_retries=0)
+    config = ProviderConfig(name="upper", api_key="k", base_url=service.base_url, max_retries=0)
     async with Upper(config) as provider:
         assert await provider.generate("x", GenerationParams(temperature=0)) == "X"
         assert await provider.health_check()
-        service.statuses = [503]
+        service.fail_next(503)
         with pytest.raises(nbp.ServiceUnavailableError):
             await provider.generate("x")
     async with Upper(config.model_copy(update={"base_url": "http://127.0.0.1:1"})) as nobody:
         assert not await nobody.health_check()
 
 
-def test_providers_built_alike_share_and_others_do_not(service: Service) -> None:
+def test_providers_built_alike_share_and_others_do_not(service: LocalServer) -> None:
     """Another key is another resource, though no dump shows it."""
     nbp.register_provider("upper", Upper)
-    one = nbp.create_provider("upper", api_key="k1", base_url=service.url)
-    same = Upper(ProviderConfig(name="upper", api_key="k1", base_url=service.url))
-    other = nbp.create_provider("upper", api_key="k2", base_url=service.url)
+    one = nbp.create_provider("upper", api_key="k1", base_url=service.base_url)
+    same = Upper(ProviderConfig(name="upper", api_key="k1", base_url=service.base_url))
+    other = nbp.create_provider("upper", api_key="k2", base_url=service.base_url)
     assert one.resolve("m") == same.resolve("m") != other.resolve("m")
     assert "k1" not in str(one.resolve("m"))
 
 
-def test_a_wrong_configuration_is_told(service: Service) -> None:
+def test_a_wrong_configuration_is_told(service: LocalServer) -> None:
     """By field, without the key."""
     nbp.register_provider("upper", Upper)
     with pytest.raises(nbp.ConfigurationError, match="max_retries=-1"):

@@ -222,7 +222,7 @@ def test_colab_without_a_page(
     """What else Colab raises, such as a timeout, ends the looking there, and is logged by its type."""
     caplog.set_level(logging.INFO, keys.__name__)
     colab[ONE] = TimeoutError(FAKE)
-    colab[TWO] = AssertionError("asked again")
+    colab[TWO] = fake("never looked at")
     keyring[TWO] = fake()
     assert ask("One", [ONE, TWO]) == fake()
     assert "Colab's secrets cannot be read: TimeoutError" in caplog.text
@@ -284,11 +284,14 @@ def test_no_keyring_for_real(monkeypatch: pytest.MonkeyPatch, keyring: Store) ->
     assert ask("One", [ONE]) is None
 
 
-def test_keyring_need_not_be_installed(monkeypatch: pytest.MonkeyPatch, keyring: Store) -> None:
-    """Without the package it is passed over."""
-    keyring[ONE] = fake()
+def test_keyring_need_not_be_installed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the package it is passed over, which is not worth a word."""
+    caplog.set_level(logging.INFO, keys.__name__)
     monkeypatch.setitem(sys.modules, "keyring", None)
     assert ask("One", [ONE]) is None
+    assert caplog.text == ""
 
 
 def test_a_locked_keyring_holds_nobody_up(
@@ -473,13 +476,20 @@ def test_where_keys_are(monkeypatch: pytest.MonkeyPatch, keyring: Store) -> None
     assert find([TWO]) is None
 
 
+def test_where_shared_keys_are(monkeypatch: pytest.MonkeyPatch, keyring: Store) -> None:
+    """Two services may look at one variable; each is told what it would use itself."""
+    monkeypatch.setenv(ONE, fake())
+    keyring[TWO] = fake("two")
+    assert locate([[ONE, TWO], [TWO]]) == [Location(ONE, "environment"), Location(TWO, "keyring")]
+
+
 def test_where_a_spoiled_key_is(monkeypatch: pytest.MonkeyPatch, keyring: Store) -> None:
     """A key that cannot be sent is told with what is wrong, not shown and not raised."""
     monkeypatch.setenv(ONE, FAKE + "\n" + FAKE)
     keyring[TWO] = FAKE + "é"
     told = locate([[ONE], [TWO]])
-    assert [one and one.wrong.partition(": ")[2] for one in told] == [
-        "it has a line break or another control character in it.",
-        "it has a character that is not ASCII in it.",
+    assert told == [
+        Location(ONE, "environment", "a line break"),
+        Location(TWO, "keyring", "a character that is not ASCII"),
     ]
     assert FAKE not in repr(told)

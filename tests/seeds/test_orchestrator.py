@@ -5,15 +5,12 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
-import json
 import logging
 import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +19,7 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders.core import engine
+from tests.services.server import LocalServer, Recorded
 
 pytest.importorskip("httpx", reason="the document's provider uses it")
 
@@ -88,60 +86,28 @@ async def run(code: str, **names: Any) -> dict[str, Any]:
     return namespace
 
 
-class Service:
-    """A local HTTP server with what the document's provider asks for: ``/completions`` and ``/health``."""
+@pytest.fixture
+def service() -> Iterator[LocalServer]:
+    """What the document's provider asks for: ``/completions`` and ``/health``."""
+    with LocalServer(keep_alive=False) as made:  # the document leaves its clients open
+        told = "You said: {}".format
+        made.answer("POST", "/completions", lambda seen: {"text": told(seen.body["prompt"])})
+        made.answer("GET", "/health", {})
+        yield made
 
-    def __init__(self) -> None:
-        service = self
-        self.statuses: list[int] = []
-        self.seen: list[dict[str, Any]] = []
-        self.healthy = 200
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                told = {"path": self.path, "key": self.headers["Authorization"], **body}
-                service.seen.append(told)
-                status = service.statuses.pop(0) if service.statuses else 200
-                self._send(status, {"text": f"You said: {body['prompt']}"})
-
-            def do_GET(self) -> None:
-                self._send(service.healthy if self.path == "/health" else 404, {})
-
-            def _send(self, status: int, answer: object) -> None:
-                text = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+def asked(service: LocalServer) -> list[Recorded]:
+    """Return the completions that were asked for, without the looks at its health."""
+    return [seen for seen in service.requests if seen.method == "POST"]
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    made = Service()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def provider(service: Service, monkeypatch: pytest.MonkeyPatch) -> Any:
+async def provider(service: LocalServer, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The document's class, as the module `your_provider`; its API is the local server."""
     module = ModuleType("your_provider")
     vars(module).update(await run(block("class YourProvider(BaseProvider):")))
     monkeypatch.setitem(sys.modules, "your_provider", module)
-    module.YourProvider.DEFAULT_BASE_URL = service.url  # type: ignore[attr-defined]
+    module.YourProvider.DEFAULT_BASE_URL = service.base_url  # type: ignore[attr-defined]
     return module.YourProvider  # type: ignore[attr-defined]
 
 
@@ -160,21 +126,20 @@ def test_no_block_is_left_out() -> None:
     assert len(blocks()) == len(RUN_BY)
 
 
-async def test_the_provider_answers(provider: Any, service: Service) -> None:
+async def test_the_provider_answers(provider: Any, service: LocalServer) -> None:
     """The class as it stands: its payload, its defaults, its parameters, and its closing."""
     async with provider(config(model="large")) as made:
         assert await made.generate("Hello") == "You said: Hello"
         params = nbp.GenerationParams(temperature=0.5, max_tokens=7)
         await made.generate("Hello", params)
         assert await made.health_check()
-    plain, tuned = service.seen
-    assert plain == {
-        "path": "/completions", "key": "Bearer k", "prompt": "Hello", "model": "large"
-    }  # fmt: skip
-    assert (tuned["temperature"], tuned["max_tokens"]) == (0.5, 7)
+    plain, tuned = asked(service)
+    assert (plain.path, plain.headers["Authorization"]) == ("/completions", "Bearer k")
+    assert plain.body == {"prompt": "Hello", "model": "large"}
+    assert (tuned.body["temperature"], tuned.body["max_tokens"]) == (0.5, 7)
     async with provider(config()) as made:
         await made.generate("Hello")
-    assert service.seen[-1]["model"] == "your-model"
+    assert asked(service)[-1].body["model"] == "your-model"
 
 
 async def test_its_registration_names_it(provider: Any) -> None:
@@ -188,32 +153,32 @@ async def test_its_registration_names_it(provider: Any) -> None:
         assert m.spec == "yours:large"
 
 
-async def test_the_router_routes(provider: Any, service: Service) -> None:
+async def test_the_router_routes(provider: Any, service: LocalServer) -> None:
     """Step 3, awaited as in a notebook's cell."""
     told = await run(block('router = Router(strategy="round-robin")'))
     response = told["response"]
     assert response == "You said: Hello, world!"
     assert isinstance(response, str)
     assert response.spec == "your-provider:your-model"
-    assert service.seen[0]["key"] == "Bearer your_api_key"
+    assert asked(service)[0].headers["Authorization"] == "Bearer your_api_key"
     assert told["router"].history()["outcome"].tolist() == ["answered"]
     assert "your_api_key" not in repr(told["config"])
 
 
-async def test_the_router_falls_back(provider: Any, service: Service) -> None:
+async def test_the_router_falls_back(provider: Any, service: LocalServer) -> None:
     """From one that is refused for a while to the next; a wrong key is told instead."""
     router = nbp.Router(strategy="first-available")
     for name in ("one", "two"):
         router.add_provider(provider(config(name=name)))
-    service.statuses = [429]
+    service.fail_next(429)
     assert (await router.route("Hello")).spec == "two:default"
-    service.statuses = [429, 429]
+    service.fail_next(429, times=2)
     with pytest.raises(nbp.RateLimitError, match=r"(?s)(?=.*one:default)(?=.*two:default)"):
         await router.route("Hello")
-    service.statuses = [401]
+    service.fail_next(401)
     with pytest.raises(nbp.AuthenticationError):
         await router.route("Hello")
-    assert len(service.seen) == 5
+    assert len(asked(service)) == 5
 
 
 CONFTEST = """
@@ -223,7 +188,7 @@ your_provider.YourProvider.DEFAULT_BASE_URL = os.environ["TEST_BASE_URL"]
 """
 
 
-async def test_its_tests_pass(service: Service, tmp_path: Path) -> None:
+async def test_its_tests_pass(service: LocalServer, tmp_path: Path) -> None:
     """Step 4, the unit and the integration test, by pytest as it would be run.
 
     The last two show no imports: they have those of step 4, and `os`.
@@ -238,14 +203,15 @@ async def test_its_tests_pass(service: Service, tmp_path: Path) -> None:
         subprocess.run,
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=prepend"],
         cwd=tmp_path,
-        env={**os.environ, "TEST_BASE_URL": service.url, "TEST_API_KEY": "real-key"},
+        env={**os.environ, "TEST_BASE_URL": service.base_url, "TEST_API_KEY": "real-key"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "4 passed" in ran.stdout
-    assert [seen["key"] for seen in service.seen] == ["Bearer test_key", "Bearer real-key"]
+    keys = [seen.headers["Authorization"] for seen in asked(service)]
+    assert keys == ["Bearer test_key", "Bearer real-key"]
 
 
 @pytest.mark.parametrize(
@@ -258,11 +224,11 @@ async def test_its_tests_pass(service: Service, tmp_path: Path) -> None:
     ],
 )
 async def test_errors_are_mapped_as_it_says(
-    provider: Any, service: Service, status: int, kind: type[nbp.ProviderError]
+    provider: Any, service: LocalServer, status: int, kind: type[nbp.ProviderError]
 ) -> None:
     """By the provider, directly and by a client; and by the fragment of its first best practice."""
     async with provider(config()) as made:
-        service.statuses = [status]
+        service.fail_next(status)
         with pytest.raises(kind) as told:
             await made.generate("Hello")
         assert type(told.value) is kind
@@ -277,24 +243,25 @@ async def test_errors_are_mapped_as_it_says(
 
 
 async def test_a_rate_limit_is_retried_and_no_more_than_configured(
-    provider: Any, service: Service
+    provider: Any, service: LocalServer
 ) -> None:
     """By its `_retry_with_backoff` alone: the client around it does not multiply the attempts."""
-    service.statuses = [429]
+    service.fail_next(429)
     async with provider(config(max_retries=1)) as made:
         assert await made.generate("Hello") == "You said: Hello"
-    assert len(service.seen) == 2
+    assert len(asked(service)) == 2
     nbp.register_provider("yours", provider)
-    service.statuses = [429] * 9
+    service.fail_next(429, times=9)
     async with nbp.create_provider("yours", api_key="k", max_retries=1).model("large") as m:
         with pytest.raises(nbp.RateLimitError):
             await m.generate("Hello")
-    assert len(service.seen) == 4
-    service.statuses = [401] * 9
+    assert len(asked(service)) == 4
+    service.recover()
+    service.fail_next(401, times=9)
     async with provider(config(max_retries=3)) as made:
         with pytest.raises(nbp.AuthenticationError):
             await made.generate("Hello")
-    assert len(service.seen) == 5
+    assert len(asked(service)) == 5
 
 
 async def test_what_it_forgets_to_map_is_mapped(provider: Any) -> None:
@@ -306,12 +273,12 @@ async def test_what_it_forgets_to_map_is_mapped(provider: Any) -> None:
 
 
 async def test_health_is_told_and_never_raised(
-    provider: Any, service: Service, caplog: pytest.LogCaptureFixture
+    provider: Any, service: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An unhealthy service, and one that is not there, are False; the reason is logged."""
     async with provider(config()) as made:
         assert await made.health_check() is True
-        service.healthy = 503
+        service.fail_next(503, path="/health")
         assert await made.health_check() is False
     with caplog.at_level(logging.WARNING, logger="nbproviders"):
         async with provider(config(base_url="http://127.0.0.1:1")) as made:
@@ -363,7 +330,7 @@ async def test_its_type_hints() -> None:
     )
 
 
-async def test_it_is_used_from_any_loop(provider: Any, service: Service) -> None:
+async def test_it_is_used_from_any_loop(provider: Any, service: LocalServer) -> None:
     """Its client would be bound to the loop of its first call; by the router that is the engine's."""
     router = nbp.Router()
     made = provider(config())

@@ -13,12 +13,16 @@ from pydantic_core import SchemaValidator
 
 @dataclass(frozen=True)
 class Fault:
-    """The first thing that is wrong with a body: where (``messages.0.role``), what kind, and in words."""
+    """What is wrong with a body: where (``messages.0.role``), of what kind, and in words.
+
+    `expected` is the name of a type, or the values that would do; `given` is what was there instead.
+    """
 
     field: str
     kind: Literal["unknown", "missing", "wrong"]
     message: str
-    expected: str = ""
+    expected: str | tuple[str, ...] = ""
+    given: Any = None
 
 
 class Judge:
@@ -52,16 +56,25 @@ def _lists(schema: Any) -> Any:
 
 def _nearest(error: ValidationError, body: Any) -> Fault:
     """Return one error: of a union's branches, that of the branch which the body's own tag names."""
-    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    errors = error.errors(include_url=False)
     tagged = {each["loc"][:-1] for each in errors if _is_tag(each)}
     near = [each for each in errors if each["loc"][:-1] not in tagged] or errors
     # of what is left, the deepest; an unknown field tells more than another branch's missing one
     chosen = max(near, key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
-    name = ".".join(str(part) for part in _place(chosen["loc"], body))
-    kinds: Mapping[str, Literal["unknown", "missing"]]
-    kinds = {"extra_forbidden": "unknown", "missing": "missing"}
-    kind = kinds.get(chosen["type"], "wrong")
-    return Fault(name, kind, chosen["msg"], chosen["type"].removesuffix("_type"))
+    name, message, given = _name(chosen, body), chosen["msg"], chosen["input"]
+    if chosen["type"] == "extra_forbidden":
+        return Fault(name, "unknown", message, given=given)
+    if chosen["type"] == "missing":
+        return Fault(name, "missing", message)
+    if chosen["type"] != "literal_error":
+        return Fault(name, "wrong", message, chosen["type"].removesuffix("_type"), given)
+    same = [each for each in near if each["type"] == "literal_error" and _name(each, body) == name]
+    values = tuple(dict.fromkeys(str(each["ctx"]["expected"]) for each in same))
+    return Fault(name, "wrong", f"Input should be {' or '.join(values)}", values, given)
+
+
+def _name(error: Any, body: Any) -> str:
+    return ".".join(str(part) for part in _place(error["loc"], body))
 
 
 def _is_tag(error: Any) -> bool:

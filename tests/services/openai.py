@@ -21,8 +21,15 @@ from tests.services.words import Said, alternatives, count, last_user, plain, sa
 CREATED = 1_700_000_000
 FINGERPRINT = "fp_words"
 REASONING = re.compile(r"(^|/)(o\d|gpt-5)")  # models that take no sampling parameters
-KINDS = {"int": "an integer", "float": "a decimal", "string": "a string", "bool": "a boolean"}
-TYPES = {"error": "an object", "list": "an array", "dict": "an object"}
+KINDS = {
+    "int": "an integer",
+    "float": "a decimal",
+    "string": "a string",
+    "bool": "a boolean",
+    "list": "an array",
+    "dict": "an object",
+}
+GIVEN = {**KINDS, "str": "a string", "NoneType": "null"}
 
 
 class OpenAIServer(LocalServer):
@@ -278,8 +285,12 @@ def _worded(found: Fault, body: Any) -> Any:
         return _error(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
     if found.kind == "missing":
         return _error(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
-    wanted = {**KINDS, **TYPES}.get(found.expected)
-    told = f"expected {wanted}" if wanted else found.message
+    if isinstance(found.expected, tuple):
+        told = f"{found.given!r}. Supported values are: {', '.join(found.expected)}."
+        return _error(f"Invalid value: {told}", name, "invalid_value")
+    wanted = KINDS.get(found.expected)
+    got = GIVEN.get(type(found.given).__name__, "something else")
+    told = f"expected {wanted}, but got {got} instead" if wanted else found.message
     return _error(f"Invalid type for '{name}': {told}.", name, "invalid_type")
 
 

@@ -83,6 +83,8 @@ class LocalServer:
         How long it waits before it answers anything, and before each piece of a stream but the first.
     piece_bytes
         If set, streams are sent in pieces of this size, which end in mid-frame and in mid-character.
+    keep_alive
+        Whether a connection outlives its answer; set before the block begins.
     reached, left
         Set when a request has come, and when a client has gone in mid-answer.
     most_at_once
@@ -92,9 +94,15 @@ class LocalServer:
     prefix = ""
 
     def __init__(
-        self, *, delay_s: float = 0.0, chunk_delay_s: float = 0.0, piece_bytes: int | None = None
+        self,
+        *,
+        delay_s: float = 0.0,
+        chunk_delay_s: float = 0.0,
+        piece_bytes: int | None = None,
+        keep_alive: bool = True,
     ) -> None:
         self.delay_s, self.chunk_delay_s, self.piece_bytes = delay_s, chunk_delay_s, piece_bytes
+        self.keep_alive = keep_alive
         self.requests: list[Recorded] = []
         self.reached, self.left = threading.Event(), threading.Event()
         self.most_at_once = 0
@@ -169,7 +177,9 @@ class LocalServer:
 
     def __enter__(self) -> Self:
         self._started: Future[str] = Future()
-        self._thread = threading.Thread(target=self._run_loop, name=type(self).__name__, daemon=True)
+        self._thread = threading.Thread(
+            target=self._run_loop, name=type(self).__name__, daemon=True
+        )
         self._thread.start()
         self.root_url = self._started.result(BOUND_S)
         return self
@@ -193,6 +203,8 @@ class LocalServer:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=2**26)
         app.router.add_route("*", "/{rest:.*}", self._handle)
+        if not self.keep_alive:
+            app.on_response_prepare.append(_close_after)
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
         )
@@ -299,6 +311,11 @@ class LocalServer:
         if broken is None and made.finished is not None:
             made.finished()
         return response
+
+
+async def _close_after(request: web.Request, response: web.StreamResponse) -> None:
+    response.force_close()
+    response.headers["Connection"] = "close"
 
 
 async def _recorded(request: web.Request) -> Recorded:

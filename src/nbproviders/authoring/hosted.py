@@ -101,6 +101,10 @@ class HostedProvider(BaseProvider):
     async def _list_models(self) -> list[str]:
         """Return the names of the service's models."""
 
+    async def _probe(self) -> None:
+        """Ask for something that costs nothing and takes the key; for `health_check`."""
+        await self._list_models()
+
     def _headers(self) -> Mapping[str, str]:
         """Return what each request carries, the key among it."""
         key = self._secret()
@@ -136,7 +140,7 @@ class HostedProvider(BaseProvider):
         """Return whether the service answers and takes the key, within 5 s; the reason is logged."""
         try:
             async with asyncio.timeout(HEALTH_S):
-                await self.list_models()
+                await on_engine(self._probe)
         except (ProviderError, builtins.TimeoutError) as error:
             reason = error if isinstance(error, ProviderError) else f"no answer in {HEALTH_S:g} s"
             self.logger.warning("%s is not healthy: %s", self.config.name, reason)
@@ -155,7 +159,7 @@ class HostedProvider(BaseProvider):
 
     def cost(self, usage: Usage) -> Cost:
         """Return the price of so many tokens: nothing on this machine, else by the price list."""
-        if origin_of(self.base_url)[1] in _LOCAL:
+        if self._here:
             return FREE
         if not self._at_home or not self.config.model:
             return UNPRICED
@@ -185,6 +189,11 @@ class HostedProvider(BaseProvider):
             verify_ssl=config.verify_ssl,
             what=f"{config.name}:{config.model}" if config.model else config.name,
         )
+
+    @cached_property
+    def _here(self) -> bool:
+        """Whether it runs on this machine."""
+        return origin_of(self.base_url)[1] in _LOCAL
 
     @cached_property
     def _model(self) -> Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -34,6 +35,7 @@ from nbproviders.errors import (
 from nbproviders.residency.entry import Progress
 
 Answer = Callable[[Request], AsyncGenerator[str | Finish, None]]
+Complete = Callable[[Request], Awaitable[tuple[str, Finish]]]
 
 _PARALLEL = 32
 # What a reference or a setup may say of how a service is reached; it wins over the configuration.
@@ -53,7 +55,8 @@ class BaseProvider(ResidentProvider):
 
     Write `generate` and `health_check`. For more than text in and text out, write ``answer`` as well: an
     async generator that takes a `Request` (messages, parameters) and yields pieces of text, then a
-    `Finish` with usage and reason.
+    `Finish` with usage and reason. A coroutine function ``complete``, which takes a `Request` and returns a
+    text and its `Finish`, spares whole answers the stream.
 
     Parameters
     ----------
@@ -157,6 +160,7 @@ class ServiceModel(Model):
         self._closes = closes
         self._closed = False
         self._answer: Answer | None = getattr(provider, "answer", None)
+        self._complete: Complete | None = getattr(provider, "complete", None)
         can = getattr(provider, "can", frozenset({"chat"}))
         self.info = ModelInfo(spec, parallel=getattr(provider, "parallel", _PARALLEL), can=can)
 
@@ -169,6 +173,29 @@ class ServiceModel(Model):
         """Ask the service when first read."""
         asked = as_request(request)
         return Stream(self._run(asked), asked, self.info.spec)
+
+    async def generate(
+        self,
+        prompt: str | Messages | Request,
+        params: GenerationParams | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """By the provider's ``complete``, if it has one: a whole answer needs no stream."""
+        request = as_request(prompt, params, whole=True, **overrides)
+        if self._complete is None:
+            return await super().generate(request)
+        began_s = time.perf_counter()
+        with mapped_service(self.info.spec):
+            text, end = await self._complete(request)
+        took_s = time.perf_counter() - began_s
+        return Completion(
+            text,
+            end=self._priced(end),
+            params=request.params,
+            spec=self.info.spec,
+            ttft_s=took_s,
+            total_s=took_s,
+        )
 
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         parts = self._told(request) if self._answer is None else self._answer(request)

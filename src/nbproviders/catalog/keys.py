@@ -96,7 +96,7 @@ class Location:
     Attributes
     ----------
     wrong
-        Why it cannot be used; empty if it can.
+        What it has that no key has; empty if it can be used.
     """
 
     variable: str
@@ -119,26 +119,18 @@ def locate(services: Iterable[Sequence[str]]) -> list[Location | None]:
     for n, variables in enumerate(wanted):
         held = next((variable for variable in variables if variable in stored), None)
         if found[n] is None and held is not None:
-            found[n] = _location(held, "keyring", stored[held])
+            found[n] = Location(held, "keyring", _wrong(stored[held]))
     return found
 
 
 def _located(variables: Sequence[str]) -> Location | None:
     for variable in variables:
-        key = Secret(os.environ.get(variable, ""))
-        if _stripped(key):
-            return _location(variable, "environment", key)
+        key = _stripped(Secret(os.environ.get(variable, "")))
+        if key:
+            return Location(variable, "environment", _wrong(key))
     with _lock:
         known = next((variable for variable in variables if variable in _known), None)
     return None if known is None else Location(known, "memory")
-
-
-def _location(variable: str, place: Literal["environment", "keyring"], key: Secret) -> Location:
-    try:
-        _usable(key, variable)
-    except ConfigurationError as error:
-        return Location(variable, place, error.message)
-    return Location(variable, place)
 
 
 def _stripped(text: Secret) -> Secret:
@@ -149,17 +141,21 @@ def _stripped(text: Secret) -> Secret:
 def _usable(text: Secret, place: str) -> Secret | None:
     """Return what can be sent in a header; None if nothing is there."""
     key = _stripped(text)
-    if not key.isascii() or not key.isprintable():
-        wrong = (
-            "a character that is not ASCII"
-            if not key.isascii()
-            else "a line break or another control character"
-        )
+    wrong = _wrong(key)
+    if wrong:
         raise ConfigurationError(
             f"The key in {place} cannot be one: it has {wrong} in it.",
             hint="Copy it again from the service's page, whole and without anything else.",
         )
     return key or None
+
+
+def _wrong(key: Secret) -> str:
+    if not key.isascii():
+        return "a character that is not ASCII"
+    if not key.isprintable():
+        return "a line break" if len(key.splitlines()) > 1 else "a control character"
+    return ""
 
 
 def _colab(variables: Sequence[str]) -> dict[str, Secret]:
@@ -222,8 +218,8 @@ def _read(variables: Sequence[str], found: dict[str, Secret]) -> None:
         import keyring
 
         for variable in variables:
-            key = Secret(keyring.get_password(KEYRING_SERVICE, variable) or "")
-            if _stripped(key):
+            key = _stripped(Secret(keyring.get_password(KEYRING_SERVICE, variable) or ""))
+            if key:
                 found[variable] = key
     except Exception as error:  # the border to keyring's backends, which are plugins
         # Its text is left out: a backend may put anything into it.
@@ -258,13 +254,13 @@ def _question(service: str, variable: str) -> str:
 
 
 def _somebody_there() -> bool:
-    """Whether a question would be seen and could be answered now."""
+    """Whether a question could be seen now; a front end that takes no input refuses it by itself."""
     if not _on_main_thread() or _in_pytest():
         return False
     # While a cell runs, and only then, ipykernel puts a method of the kernel in getpass's place.
     kernel = getattr(getpass.getpass, "__self__", None)
-    if kernel is not None and hasattr(kernel, "_allow_stdin"):
-        return bool(kernel._allow_stdin) and _in_a_cell(kernel)
+    if hasattr(kernel, "get_parent"):
+        return _in_a_cell(kernel)
     return hasattr(sys, "ps1") and all(
         stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)
     )

@@ -81,6 +81,7 @@ _ROWS = (
         "GigaChat",
         "https://gigachat.devices.sberbank.ru/api/v1",
         ("GIGACHAT_CREDENTIALS",),
+        url_variable="GIGACHAT_BASE_URL",
         protocol="gigachat",
     ),
     Service("groq", "Groq", "https://api.groq.com/openai/v1", ("GROQ_API_KEY",)),

@@ -157,6 +157,9 @@ def as_request(
         For a prompt that is neither text nor turns, or a parameter out of bounds.
     """
     if isinstance(prompt, Request):
+        same = params is None and not (raw or overrides)
+        if same and whole <= prompt.whole and logprobs <= prompt.logprobs:
+            return prompt
         base = prompt.params if params is None else params
         chat = False if raw else prompt.chat
         return replace(

@@ -11,9 +11,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from nbproviders.core.completion import Chunk, Cost, Finish, Usage, finish_of
+from nbproviders.core.completion import Chunk, Completion, Cost, Finish, Usage, finish_of
 from nbproviders.core.model import Model, ModelInfo, Stream
-from nbproviders.core.params import Messages, Request, as_request
+from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.errors import ProviderError
 
 T = TypeVar("T")
@@ -36,9 +36,19 @@ async def retrying(
         The last error.
     """
     try:
+        return await call()  # most calls need no more, and would wait for the machinery
+    except ProviderError as error:
+        failures = [error]
+
+    async def again() -> T:
+        if failures:  # the first attempt was made above
+            raise failures.pop()
+        return await call()
+
+    try:
         async for attempt in _attempts(max_retries, first_wait_s):
             with attempt:
-                return await call()
+                return await again()
     except ProviderError as error:
         error.final = True
         raise
@@ -110,6 +120,20 @@ class Retry(Model):
         """Stream; a failure before the first chunk is tried again, a later one is told."""
         asked = as_request(request)
         return Stream(self._run(asked), asked, self.info.spec)
+
+    async def generate(
+        self,
+        prompt: str | Messages | Request,
+        params: GenerationParams | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """The inner model's, tried again."""
+        request = as_request(prompt, params, whole=True, **overrides)
+        return await retrying(
+            lambda: self._model.generate(request),
+            self._max_retries,
+            first_wait_s=self._first_wait_s,
+        )
 
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         stream, first = await retrying(

@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from nbproviders.authoring.hosted import HostedProvider
 from nbproviders.authoring.options import Option
 from nbproviders.catalog.services import SERVICES, Service
-from nbproviders.core.completion import Finish, Usage
+from nbproviders.core.completion import Finish, Usage, finish_of
 from nbproviders.core.config import ProviderConfig
+from nbproviders.core.model import Stream
 from nbproviders.core.params import Request
 from nbproviders.core.tokens import Token
 from nbproviders.errors import (
@@ -27,6 +27,11 @@ from nbproviders.runtimes import chat_completions
 from nbproviders.runtimes.chat_completions import Dialect, Piece
 
 _CHAT, _PLAIN = "chat/completions", "completions"
+_NEEDED = frozenset({"model", "messages", "prompt", "stream", "logprobs"})
+
+
+def _path(body: dict[str, Any]) -> str:
+    return _CHAT if "messages" in body else _PLAIN
 
 
 class OpenAIProvider(HostedProvider):
@@ -72,28 +77,60 @@ class OpenAIProvider(HostedProvider):
 
     async def answer(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         """Ask; fields that the service says it does not take are left out, and told."""
+        if request.whole and not self.chosen["stream"]:
+            text, end = await self.complete(request)
+            yield text
+            yield end
+            return
         while True:  # each further round asks for one field less
-            body = self._body(request)
-            sent = {*self._dialect.fields(request), "stream_options"} & body.keys()
+            body = self._body(request, stream=True)
             try:
-                parts = (
-                    self._streamed(request, body)
-                    if "stream" in body
-                    else self._whole(request, body)
-                )
-                async with aclosing(parts):
+                async with aclosing(self._streamed(request, body)) as parts:
                     async for part in parts:
                         yield part
-            except InvalidRequestError as error:  # told before the first piece, if at all
-                if not self._dialect.learn(error.message, sent):
-                    raise
-            except AuthenticationError:
-                self._refused()
-                raise
+            except (InvalidRequestError, AuthenticationError) as error:  # before the first piece
+                self._learn(error, body)
             else:
                 return
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    async def complete(self, request: Request) -> tuple[str, Finish]:
+        """Return a whole answer."""
+        if self.chosen["stream"]:
+            return await self._gathered(request)
+        while True:
+            body = self._body(request, stream=False)
+            try:
+                value = await self.wire.json("POST", _path(body), body)
+            except (InvalidRequestError, AuthenticationError) as error:
+                self._learn(error, body)
+                continue
+            piece = chat_completions.read(value, self._what)
+            if piece.reason is None and not piece.text:
+                raise ServiceUnavailableError(
+                    f"{self._what}: the answer holds no completion.",
+                    hint="Check base_url and the model.",
+                )
+            return piece.text, self._end(request, piece, body, ttft_s=math.nan)
+
+    async def _gathered(self, request: Request) -> tuple[str, Finish]:
+        """Return a streamed answer as a whole; the stream tells when its first piece came."""
+        async with Stream(self.answer(request), request, self._what) as stream:
+            async for _ in stream:
+                pass
+            return stream.text, finish_of(stream.completion)
+
+    def _learn(
+        self, error: InvalidRequestError | AuthenticationError, body: dict[str, Any]
+    ) -> None:
+        """Return if there is another way to ask; else the error is the caller's to know."""
+        if isinstance(error, AuthenticationError):
+            self._refused()
+        fixed = _NEEDED | (self.chosen["extra_body"] or {}).keys()
+        if self._dialect.learn(error.message, body.keys() - fixed):
+            return
+        raise error
+
+    def _body(self, request: Request, *, stream: bool) -> dict[str, Any]:
         model = self.config.model
         if not model:
             raise ConfigurationError(
@@ -101,38 +138,24 @@ class OpenAIProvider(HostedProvider):
                 hint=f"Write model=…, or {self.config.name}:model in a reference.",
             )
         chat = request.chat is not False or not isinstance(request.prompt, str)
-        stream = not request.whole or bool(self.chosen["stream"])
         told = chat_completions.body(request, model, self._dialect, chat=chat, stream=stream)
-        return {**told, **(self.chosen["extra_body"] or {})}
-
-    async def _whole(
-        self, request: Request, body: Mapping[str, Any]
-    ) -> AsyncGenerator[str | Finish, None]:
-        chat = "messages" in body
-        value = await self.wire.json("POST", _CHAT if chat else _PLAIN, body)
-        piece = chat_completions.read(value, self._what)
-        if piece.reason is None and not piece.text:
-            raise ServiceUnavailableError(
-                f"{self._what}: the answer holds no completion.",
-                hint="Check base_url and the model.",
-            )
-        if piece.text:
-            yield piece.text
-        yield replace(self._end(request, piece, chat=chat), ttft_s=math.nan)
+        further = self.chosen["extra_body"]
+        return {**told, **further} if further else told
 
     async def _streamed(
-        self, request: Request, body: Mapping[str, Any]
+        self, request: Request, body: dict[str, Any]
     ) -> AsyncGenerator[str | Finish, None]:
         whole, tokens, reasoning, over = Piece(), list[Token](), list[str](), False
-        chat = "messages" in body
-        async with aclosing(self.wire.events("POST", _CHAT if chat else _PLAIN, body)) as events:
+        async with aclosing(self.wire.events("POST", _path(body), body)) as events:
             async for event in events:
                 if event.data == "[DONE]":
                     over = True
                     break
                 piece = chat_completions.read(self._parsed(event.data), self._what)
-                tokens += piece.tokens
-                reasoning.append(piece.reasoning)
+                if piece.tokens:
+                    tokens += piece.tokens
+                if piece.reasoning:
+                    reasoning.append(piece.reasoning)
                 whole.reason = piece.reason or whole.reason
                 whole.usage = piece.usage or whole.usage
                 if piece.text:
@@ -143,16 +166,19 @@ class OpenAIProvider(HostedProvider):
                 hint="What came of it is incomplete; ask again.",
             )
         whole.tokens, whole.reasoning = tuple(tokens), "".join(reasoning)
-        yield self._end(request, whole, chat=chat)
+        yield self._end(request, whole, body)
 
-    def _end(self, request: Request, piece: Piece, *, chat: bool) -> Finish:
-        ignored = self._dialect.ignored(request)
-        used = request.params.merged(**dict.fromkeys(ignored))
+    def _end(
+        self, request: Request, piece: Piece, body: dict[str, Any], ttft_s: float | None = None
+    ) -> Finish:
+        ignored = self._dialect.ignored(request, body)
+        params = request.params.merged(**dict.fromkeys(ignored)) if ignored else request.params
         return Finish(
             piece.reason or "stop",
             piece.usage or Usage(),
-            used,
-            chat=chat,
+            params,
+            ttft_s=ttft_s,
+            chat="messages" in body,
             batch_invariant=False,
             reasoning=piece.reasoning,
             tokens=piece.tokens,

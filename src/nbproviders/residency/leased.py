@@ -44,6 +44,7 @@ class LeasedModel(Model):
         self._chat = chat
         self._alone = alone
         self._defaults = {} if defaults is None else defaults.given()
+        self._told: ModelInfo | None = None
         self._known: ModelInfo | None = None
 
     @property
@@ -51,11 +52,15 @@ class LeasedModel(Model):
         """The model's own; before the first load only its reference."""
         entry = self._residency.find(self._loader.key)
         if entry is not None and entry.model is not None:
-            self._known = replace(entry.model.info, spec=self._loader.spec.text)
+            told = entry.model.info
+            if told is not self._told:  # asked for at each call
+                self._told, self._known = told, replace(told, spec=self._loader.spec.text)
         return self._known or ModelInfo(self._loader.spec.text)
 
     def _asked(self, request: str | Messages | Request, **changes: Any) -> Request:
         asked = as_request(request, **changes)
+        if not (self._defaults or self._alone) and (self._chat is None or asked.chat is not None):
+            return asked
         chat = self._chat if asked.chat is None else asked.chat
         params = asked.params
         if self._defaults:

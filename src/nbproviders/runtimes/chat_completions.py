@@ -88,11 +88,11 @@ class Dialect:
             if name and value is not None and name not in self.refused
         }
 
-    def ignored(self, request: Request) -> tuple[str, ...]:
-        """Return the names of the parameters that were asked for and are not sent."""
+    def ignored(self, request: Request, sent: Collection[str]) -> tuple[str, ...]:
+        """Return the names of the parameters that were asked for and are not among the fields sent."""
         spelled = {"max_tokens": self.max_tokens, "seed": self.seed}
-        sent = self.fields(request)
-        return tuple(name for name in request.params.given() if spelled.get(name, name) not in sent)
+        given = request.params.given()
+        return tuple(name for name in given if spelled.get(name, name) not in sent)
 
 
 def body(
