@@ -24,6 +24,8 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     for row in SERVICES.values():
         for variable in (*row.key_variables, row.url_variable or "_"):
             monkeypatch.delenv(variable, raising=False)
+    # A developer's own keyring is read by no test; those that are about keyrings set their own.
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
     for variable in ("OLLAMA_API_KEY", "OLLAMA_NUM_PARALLEL", "YANDEX_FOLDER_ID", "YC_FOLDER_ID"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(aliases, "_made", {})

@@ -15,6 +15,9 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders import cli, registry
+from nbproviders.catalog.services import SERVICES
+from nbproviders.runtimes.process import state
+from tests.services.keys import FAKE, fake
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "nbproviders.cli"]
@@ -22,6 +25,14 @@ COMMAND = [sys.executable, "-m", "nbproviders.cli"]
 needs_models = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
 )
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path, monkeypatch) -> Path:
+    """No servers and no keyring of the user's; where the servers are written down is told."""
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+    monkeypatch.setenv(state.STATE_VARIABLE, str(tmp_path / "servers"))
+    return tmp_path / "servers"
 
 
 def run(
@@ -301,6 +312,107 @@ def test_list_without_the_provider(monkeypatch, capsys, tmp_path):
     assert "llama-cpp:demo-m?quant=F16" in told
     note = told.partition("Those of llama-cpp need its provider")[2]
     assert 'pip install "nbproviders[llama-cpp]"' in note
+
+
+BACKEND = """
+from keyring.backend import KeyringBackend
+
+class Keyring(KeyringBackend):
+    priority = 1
+    def get_password(self, service, username):
+        return "nbp-fake-key" if (service, username) == ("nbproviders", "XAI_API_KEY") else None
+    set_password = None
+"""
+
+
+def services_in(told: str) -> dict[str, str]:
+    """Return the lines on services by name, each with one space between its words."""
+    section = told.partition("Services and their keys\n")[2].partition("\n\n")[0]
+    assert max(map(len, section.splitlines())) <= 80
+    words = [line.split() for line in section.splitlines()]
+    return {name: " ".join(rest) for name, *rest in words}
+
+
+def test_list_tells_which_services_have_a_key(tmp_path):
+    """Each service is told with the place of its key, or with what to set; no key is ever shown."""
+    (tmp_path / "kept_in_memory.py").write_text(BACKEND)
+    ran = run(
+        "list",
+        cwd=tmp_path,
+        path=tmp_path,
+        GROQ_API_KEY=fake("groq"),
+        GOOGLE_API_KEY=fake("google"),
+        MISTRAL_API_KEY=fake("mistral") + "\n" + fake("again"),
+        OPENAI_API_KEY=fake("openai"),
+        OPENAI_BASE_URL=f"https://me:{fake('password')}@example.com/v1",
+        OLLAMA_HOST="0.0.0.0",
+        PYTHON_KEYRING_BACKEND="kept_in_memory.Keyring",
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert FAKE not in ran.stdout + ran.stderr
+    told = services_in(ran.stdout)
+    assert told["groq"] == "has a key GROQ_API_KEY"
+    assert told["gemini"] == "has a key GOOGLE_API_KEY"
+    assert told["mistral"] == "key spoiled MISTRAL_API_KEY has a line break"
+    assert told["openai"] == "has a key OPENAI_API_KEY, at OPENAI_BASE_URL"
+    assert told["together"] == "no key yet set TOGETHER_API_KEY"
+    assert told["lmstudio"] == "needs no key at http://localhost:1234/v1"
+    assert told["ollama"] == "needs no key at OLLAMA_HOST"
+    if importlib.util.find_spec("keyring") is not None:
+        assert told["xai"] == "has a key keyring: XAI_API_KEY"
+    assert set(told) <= set(SERVICES)
+    assert not set(told) & set(re.findall(r"^  ([\w-]+) +available", ran.stdout, re.MULTILINE))
+
+
+def test_list_imports_no_provider():
+    """What is told of providers and services comes from tables: none of them is imported."""
+    code = (
+        "import sys; from nbproviders import cli; cli.main(['list']); "
+        "print([name for name in sys.modules if name.startswith('nbproviders.providers.')])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="servers are kept on Linux")
+async def test_list_shows_kept_servers(own_places, capsys):
+    """A server that outlives its kernel is listed with address, process, owners and the time it has left."""
+    from nbproviders.runtimes.process import server
+    from tests.runtimes.process.servers import nothing_left
+    from tests.runtimes.process.test_guardian import kernel, killed
+
+    with nothing_left(own_places):
+        child, (pid,) = kernel("start", keep_s=60)
+        owned = kept_in(capsys)
+        killed(child)
+        one = await server.find("a")
+        await one.release()
+        left = kept_in(capsys)
+        await (await server.find("a")).stop()
+    for told in (owned, left):
+        assert told[0] == "  lab"
+        assert told[1].startswith(f"    {one.base_url}  process {pid}  ")
+        assert len(told) == 2
+        assert one.key not in "".join(told)
+    assert owned[1].endswith("  1 owner")
+    assert re.search(r"  no owner, ends in (59|60) s$", left[1])
+    assert kept_in(capsys) == []
+
+
+def kept_in(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines on kept servers."""
+    assert cli.main(["list"]) == 0
+    told = capsys.readouterr().out
+    return told.partition("Servers that are kept running\n")[2].splitlines()
+
+
+def test_list_where_no_server_can_be_kept(own_places, capsys):
+    """A folder of servers that cannot be used is told; it does not keep the rest from being listed."""
+    own_places.parent.mkdir(exist_ok=True)
+    own_places.write_text("a file, not a folder")
+    told = kept_in(capsys)
+    assert " ".join(told).split()[:2] == ["The", "folder"]
+    assert max(map(len, told)) <= 80
 
 
 def test_errors_are_messages(own_settings, capsys):

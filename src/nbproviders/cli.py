@@ -13,16 +13,20 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbproviders import __version__, demo
+from nbproviders.catalog.services import SERVICES, Service
 from nbproviders.core import engine
 from nbproviders.errors import ConfigurationError, ProviderError
 
 if TYPE_CHECKING:
+    from nbproviders.catalog.keys import Location
+    from nbproviders.catalog.local import LocalModel
     from nbproviders.comparison.comparison import Comparison
+    from nbproviders.registry import ProviderInfo
 
 REPORT = "nbproviders-demo.html"
 QUICKSTART = "01_quickstart.ipynb"
@@ -80,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     lab = command("lab", _lab, "Copy the shipped notebooks here and open them in JupyterLab.")
     lab.add_argument("--no-open-browser", action="store_true", help="only start the server")
     lab.epilog = "Further arguments go to JupyterLab, such as --port 8890."
-    command("list", _list, "Show providers, and the models found on this machine.")
+    command("list", _list, "Show providers, keys, and the models found on this machine.")
     return parser
 
 
@@ -217,10 +221,22 @@ def _list(*_: Any) -> int:
 
     providers = registry.list_available()
     print("Providers")
-    print(_columns([(name, _state(info)) for name, info in providers.items()]))
+    own = {name: info for name, info in providers.items() if name not in SERVICES}
+    print(_columns([(name, _state(info)) for name, info in own.items()]))
+    print("\nServices and their keys")
+    print(_columns(_services({name: providers[name] for name in providers if name not in own})))
     found = local.find_models()
     print("\nModels on this machine")
     print(_columns([(size_text(one.bytes).rjust(9), one.source, one.spec) for one in found]))
+    _print_missing(found, providers)
+    kept = _kept_servers()
+    if kept:
+        print("\nServers that are kept running", *kept, sep="\n")
+    return 0
+
+
+def _print_missing(found: Sequence[LocalModel], providers: Mapping[str, ProviderInfo]) -> None:
+    """Say for which of the models found the provider is missing, and what to install."""
     for name in sorted({one.spec.partition(":")[0] for one in found}):
         info = providers.get(name)
         if info is None or not info.available:
@@ -230,11 +246,52 @@ def _list(*_: Any) -> int:
                 else f'install it: pip install "nbproviders[{name}]"'
             )
             print(f"\nThose of {name} need its provider, which is not available here:\n  {why}")
-    return 0
 
 
-def _state(info: Any) -> str:
+def _state(info: ProviderInfo) -> str:
     return "available" if info.available else f"not available: {info.reason}"
+
+
+def _services(providers: Mapping[str, ProviderInfo]) -> list[tuple[str, str, str]]:
+    """Return name, state and place of the key of each service; never a key."""
+    from nbproviders.catalog import keys
+
+    rows = []
+    located = keys.locate(SERVICES[name].key_variables for name in providers)
+    for (name, info), key in zip(providers.items(), located, strict=True):
+        told = _key_state(SERVICES[name], key) if info.available else ("unavailable", info.reason)
+        rows.append((name, *told))
+    return rows
+
+
+def _key_state(service: Service, key: Location | None) -> tuple[str, str]:
+    # A variable's name, not what it holds: an address may have a password in it.
+    elsewhere = service.url_variable if os.environ.get(service.url_variable) else ""
+    if not service.key_variables:
+        return "needs no key", f"at {elsewhere or service.base_url}"
+    if key is None:
+        state, where = "no key yet", f"set {service.key_variables[0]}"
+    else:
+        state = "key spoiled" if key.wrong else "has a key"
+        where = f"keyring: {key.variable}" if key.place == "keyring" else key.variable
+        where += f" has {key.wrong}" if key.wrong else ""
+    return state, f"{where}, at {elsewhere}" if elsewhere else where
+
+
+def _kept_servers() -> list[str]:
+    """Return two lines for each server that outlives its kernel."""
+    from nbproviders.runtimes.process.keeping import kept
+
+    try:
+        found = kept()
+    except ConfigurationError as error:  # the folder for them; what else is listed does not need it
+        return textwrap.wrap(error.message, _COLUMNS, initial_indent="  ", subsequent_indent="  ")
+    lines = []
+    for one in found:
+        owners = f"{one.owners or 'no'} owner{'s' if one.owners > 1 else ''}"
+        left = "" if one.left_s is None else f", ends in {one.left_s:.0f} s"
+        lines += [f"  {one.what}", f"    {one.base_url}  process {one.pid}  {owners}{left}"]
+    return lines
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nbproviders.errors import ConfigurationError
@@ -71,6 +71,28 @@ def check(
                 hint=option.help,
             )
     return {name: _value(given, name, option) for name, option in declared.items()}
+
+
+def with_defaults(
+    declared: Mapping[str, Option], defaults: Mapping[str, Any], provider: str
+) -> dict[str, Option]:
+    """Return a provider's options with the defaults that its constructor was given.
+
+    Raises
+    ------
+    ConfigurationError
+        For a default that is no option, or has a wrong type.
+    """
+    checked = check(declared, defaults, provider)
+    return {
+        name: option if defaults.get(name) is None else replace(option, default=checked[name])
+        for name, option in declared.items()
+    }
+
+
+def filled(declared: Mapping[str, Option], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with those that are None replaced by the defaults of `declared`."""
+    return {name: declared[name].default if v is None else v for name, v in values.items()}
 
 
 def _value(given: Mapping[str, Any], name: str, option: Option) -> Any:

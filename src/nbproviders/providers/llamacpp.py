@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from nbproviders import demo
-from nbproviders.authoring.options import Option, check
+from nbproviders.authoring.options import Option, filled, with_defaults
 from nbproviders.authoring.weights import DEFAULT_CLASS, WeightsProvider
 from nbproviders.catalog import aliases, ollama
 from nbproviders.catalog.quants import choose, is_model, quant_of, split_quant
@@ -66,14 +65,7 @@ class LlamaCppProvider(WeightsProvider):
     _fetched: ClassVar[dict[tuple[Path, str], str]] = {}
 
     def __init__(self, **defaults: Any) -> None:
-        declared = type(self).options
-        given = {k: v for k, v in check(declared, defaults, self.name).items() if k in defaults}
-        self.options = {  # type: ignore[misc]  # the class's, with this provider's defaults
-            name: option
-            if given.get(name) is None
-            else dataclasses.replace(option, default=given[name])
-            for name, option in declared.items()
-        }
+        self.options = with_defaults(type(self).options, defaults, self.name)  # type: ignore[misc]
         self._settled({name: option.default for name, option in self.options.items()})
         if type(self) is LlamaCppProvider:
             # Defaults are part of the options: providers that load the same weights share them.
@@ -101,8 +93,7 @@ class LlamaCppProvider(WeightsProvider):
 
     def _settled(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return options as they are loaded, each checked by itself."""
-        fallback = type(self).options
-        chosen = {k: fallback[k].default if v is None else v for k, v in values.items()}
+        chosen = filled(type(self).options, values)
         _require_sense(chosen)
         return chosen
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nbproviders.authoring.options import Option, check
+from nbproviders.authoring.options import Option, filled, with_defaults
 from nbproviders.authoring.weights import DEFAULT_CLASS, WeightsProvider
 from nbproviders.catalog import aliases
 from nbproviders.core.model import Model
@@ -60,14 +60,7 @@ class TransformersProvider(WeightsProvider):
     }
 
     def __init__(self, **defaults: Any) -> None:
-        declared = type(self).options
-        given = {k: v for k, v in check(declared, defaults, self.name).items() if k in defaults}
-        self.options = {  # type: ignore[misc]  # the class's, with this provider's defaults
-            name: dataclasses.replace(option, default=given[name])
-            if given.get(name) is not None
-            else option
-            for name, option in declared.items()
-        }
+        self.options = with_defaults(type(self).options, defaults, self.name)  # type: ignore[misc]
         self._settled({name: option.default for name, option in self.options.items()})
         if type(self).__module__.startswith("nbproviders.providers."):
             # Defaults are part of the options: providers that load the same weights share them.
@@ -81,8 +74,7 @@ class TransformersProvider(WeightsProvider):
 
     def _settled(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return options as they are loaded, each checked by itself; no library is imported."""
-        fallback = type(self).options
-        chosen = {k: fallback[k].default if v is None else v for k, v in values.items()}
+        chosen = filled(type(self).options, values)
         for name, allowed in (("dtype", _DTYPES), ("model_class", (None, *_CLASSES))):
             if chosen[name] not in allowed:
                 raise ConfigurationError(
