@@ -22,11 +22,16 @@ GROUPS = ("nbproviders.providers", "dotevals.model_providers", "doteval.model_pr
 # What a built-in provider imports when first used, and the extra that brings it.
 _NEEDS = {
     "llama-cpp": (("llama_cpp",), "llama-cpp"),
+    "llama-server": (("llama_cpp", "uvicorn", "fastapi"), "llama-server"),
     "optimized": (("torch", "transformers", "safetensors"), "transformers"),
     "transformers": (("torch", "transformers", "safetensors"), "transformers"),
+    "transformers-serve": (("torch", "transformers", "uvicorn", "fastapi"), "transformers-serve"),
     "unsloth": (("unsloth",), "unsloth"),
+    "vllm": (("vllm",), "vllm"),
 }
-_NEED_CUDA = frozenset({"unsloth"})
+_NEED_CUDA = frozenset({"unsloth", "vllm"})
+# Another interpreter may have what these need, or another machine: they can be made all the same.
+_ELSEWHERE = frozenset({"llama-server", "transformers-serve", "vllm"})
 _OURS = "nbproviders.providers."
 
 
@@ -224,7 +229,8 @@ def _construct(name: str, config: dict[str, Any]) -> ModelProvider:
     if name in _registered:
         target = _registered[name]
     else:
-        reason = _missing(name) if _entry_points()[name].value.startswith(_OURS) else ""
+        ours = _entry_points()[name].value.startswith(_OURS)
+        reason = _missing(name) if ours and name not in _ELSEWHERE else ""
         target = None if reason else _load(name, _entry_points()[name])
         if target is None:
             raise ConfigurationError(

@@ -118,10 +118,11 @@ class LlamaCppProvider(WeightsProvider):
 
         if key.values["chat_format"]:  # before anything is downloaded for it
             chat.builtin(key.values["chat_format"])
-        files = self._files(key, progress)
+        files = self.files(key, progress)
         return loading.load(files, key.values, threads.claim(), progress)
 
-    def _files(self, key: ResourceKey, progress: Progress) -> Sequence[Header]:
+    def files(self, key: ResourceKey, progress: Progress) -> Sequence[Header]:
+        """Return the checked files of a model, the first of them first; downloaded if they are not here."""
         path = _place(key.model, key.values)[2]
         if path is None:
             path = _one_name(_downloaded(key, progress))
@@ -154,7 +155,7 @@ class LlamaCppProvider(WeightsProvider):
                 hint="Choose another file instead: ?quant=Q8_0.",
             )
         library()  # its log goes to ours, and needs no real stdout
-        files = self._files(self.resolve(model_id), Progress())
+        files = self.files(self.resolve(model_id), Progress())
         given = {"n_ctx": 0, "verbose": True, **kwargs}
         return llama_cpp.Llama(model_path=str(files[0].path), **given)
 

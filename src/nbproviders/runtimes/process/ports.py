@@ -54,15 +54,28 @@ class Reservation:
         self.port = 0
 
 
-def reserve(root: Path) -> Reservation:
+def reserve(root: Path, base: int = 0) -> Reservation:
     """Return a port that is free now, and reserved against everyone who asks here.
 
     A program that does not ask may still take it; a server that finds it so ends early, and is
     started again on another.
+
+    Parameters
+    ----------
+    base
+        Where the search begins; 0 lets the system choose.
+
+    Raises
+    ------
+    ServiceUnavailableError
+        If none is free.
     """
-    for _ in range(_TRIES):
+    for number in range(_TRIES):
         with socket.socket() as found:
-            found.bind((LOOPBACK, 0))
+            try:
+                found.bind((LOOPBACK, base + number if base else 0))
+            except (OSError, OverflowError):  # it is in use; behind the last one there is none
+                continue
             port = found.getsockname()[1]
             with _guard:
                 if port not in _reserved and locks.try_lock(root, port):

@@ -141,6 +141,7 @@ async def start(
     queue_s: float = 3600.0,
     grace_s: float = 10.0,
     log_bytes: int = output.LIMIT_BYTES,
+    base_port: int = 0,
 ) -> ManagedServer:
     """Start a server and return when it is ready; one of that identity that runs is shared.
 
@@ -168,6 +169,8 @@ async def start(
         well but ends an idle one: not in use here, or kept and without an owner.
     grace_s
         Given to the server to end by itself, before it is killed.
+    base_port
+        Where the search for a free port begins; 0 lets the system choose.
 
     Raises
     ------
@@ -190,7 +193,7 @@ async def start(
         )
     order = Order(
         what, command, ready, timeout_s, keep, keep_s, identity, probe, exclusive, policy, queue_s,
-        grace_s, log_bytes,
+        grace_s, log_bytes, base_port,
     )  # fmt: skip
     return await engine.default().call(lambda: _shared(order, progress))
 

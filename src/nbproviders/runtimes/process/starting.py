@@ -72,6 +72,7 @@ class Order:
     queue_s: float
     grace_s: float
     log_bytes: int
+    base_port: int
 
 
 class Running:
@@ -127,7 +128,7 @@ async def begin(
     """
     root = state.root()
     for _ in range(_TRIES):
-        with ports.reserve(root) as port:
+        with ports.reserve(root, order.base_port) as port:
             try:
                 return await _attempt(order, root, port.port, say, evict)
             except _PortTakenError:
