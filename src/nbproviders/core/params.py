@@ -87,9 +87,11 @@ class GenerationParams(BaseModel):
 
     def given(self) -> dict[str, Any]:
         """Return only what was asked for: no None, no empty stop."""
-        return {k: v for k, v in self.model_dump().items() if v is not None and v != ()}
+        named = ((name, getattr(self, name)) for name in _NAMES)  # a dump takes three times as long
+        return {name: value for name, value in named if value is not None and value != ()}
 
 
+_NAMES = tuple(GenerationParams.model_fields)
 _HINT = (
     "temperature is 0 to 2, max_tokens at least 1, top_p above 0 and at most 1, "
     "stop one or more strings, seed 0 or more."

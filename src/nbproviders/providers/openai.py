@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from nbproviders.authoring.hosted import HostedProvider
 from nbproviders.authoring.options import Option
 from nbproviders.catalog.services import SERVICES, Service
-from nbproviders.core.completion import Finish, Usage, finish_of
+from nbproviders.core.completion import UNPRICED, Finish, Usage, finish_of
 from nbproviders.core.config import ProviderConfig
 from nbproviders.core.model import Stream
 from nbproviders.core.params import Request
@@ -173,15 +173,17 @@ class OpenAIProvider(HostedProvider):
     ) -> Finish:
         ignored = self._dialect.ignored(request, body)
         params = request.params.merged(**dict.fromkeys(ignored)) if ignored else request.params
+        usage = piece.usage or Usage()
         return Finish(
             piece.reason or "stop",
-            piece.usage or Usage(),
+            usage,
             params,
             ttft_s=ttft_s,
             chat="messages" in body,
             batch_invariant=False,
             reasoning=piece.reasoning,
             tokens=piece.tokens,
+            cost=self.cost(usage) if usage.total_tokens else UNPRICED,
             ignored=ignored,
         )
 

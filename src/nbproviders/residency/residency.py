@@ -11,8 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 
 from nbproviders.core import engine
 from nbproviders.core.model import Model
@@ -29,6 +28,7 @@ from nbproviders.residency.admission import Admission
 from nbproviders.residency.entry import Entry, Lease, Loader, Resident, State
 from nbproviders.residency.events import Event, Kind, Record
 from nbproviders.residency.memory import Memory
+from nbproviders.residency.using import Using
 
 _FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
 
@@ -110,28 +110,15 @@ class Residency:
         count = entry.charged_bytes if entry is not None else 0
         self._record.add("released", loader.spec.text, count)
 
-    @asynccontextmanager
-    async def using(self, loader: Loader) -> AsyncIterator[Model]:
+    def using(self, loader: Loader) -> Using:
         """Hold a model for one operation (a hard lease), loading it again if it has left."""
-        entry = await self._ready(loader)
-        task = asyncio.current_task()
-        assert entry.model is not None
-        if task is not None:
-            entry.running.add(task)
-        try:
-            with mapped(f"{loader.spec} failed"):
-                yield entry.model
-        except asyncio.CancelledError:
-            if not entry.forced:
-                raise
-            raise ClosedError(f"{loader.spec} was unloaded while it was running.") from None
-        finally:
-            if task is not None:
-                entry.running.discard(task)
-            with self._lock:
-                entry.hard -= 1
-                entry.last_used_s = self._clock()
-            self._admission.wake()
+        return Using(loader, self._ready, self._used)
+
+    def _used(self, entry: Entry) -> None:
+        with self._lock:
+            entry.hard -= 1
+            entry.last_used_s = self._clock()
+        self._admission.wake()
 
     # Loading: the engine's loop
 
