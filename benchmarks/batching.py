@@ -18,33 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from random_llama import write as random_llama
+
 import nbproviders as nbp
-
-
-def random_llama(folder: Path) -> Path:
-    """Write a 20 M-parameter Llama of random weights, with the demo tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=262,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config)
-    print(f"random Llama: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(nbp.demo.path("demo-m")).save_pretrained(folder)
-    return folder
 
 
 class ByHand:

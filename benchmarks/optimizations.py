@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from random_llama import write as random_llama
+
 import nbproviders as nbp
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,32 +31,6 @@ OFF = {"bfloat16": False, "flash_attention": False, "compile": False}
 TOKENS = 24
 ROUNDS = 3
 PROMPTS = [f"{10 + i}+{50 - i}=" for i in range(16)]
-
-
-def random_llama(folder: Path) -> Path:
-    """Write a 20 M-parameter Llama of random weights whose texts have no end, with the demo tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=262,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(nbp.demo.path("demo-m"))
-    tokenizer.eos_token = None
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -143,7 +119,7 @@ def main() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder, "inductor"))
         models = (
             ("demo-m", nbp.demo.path("demo-m")),
-            ("llama20m", random_llama(Path(folder, "llama"))),
+            ("llama20m", random_llama(Path(folder, "llama"), ends=False)),
         )
         for title, path in models:
             for provider, step, given in cases():
