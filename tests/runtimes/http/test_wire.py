@@ -33,6 +33,11 @@ from tests.scripted import BOUND_S
 EVENT = b'data: {"n": 1}\n\n'
 
 
+def pools() -> list[pool.Pool]:
+    """Return the pools of this test's loop."""
+    return [one for one in pool._pools.values() if one.loop is asyncio.get_running_loop()]
+
+
 async def test_json() -> None:
     """Body, headers and query go out as given; the parsed answer comes back."""
     async with served(answers({"text": "Приве\u0301т"})) as server:
@@ -214,7 +219,7 @@ async def test_the_last_wire_closes_the_session() -> None:
         one, two = Wire(server.url), Wire(f"{server.url}/other")
         await one.json("GET", "x")
         await two.json("GET", "x")
-        (shared,) = pool._pools.values()
+        (shared,) = pools()
         session = shared.session
         await one.aclose()
         await one.aclose()
@@ -222,7 +227,7 @@ async def test_the_last_wire_closes_the_session() -> None:
         await two.json("GET", "x")
         await two.aclose()
         assert session.closed
-        assert not pool._pools
+        assert not pools()
 
 
 async def test_no_cookies() -> None:
@@ -422,7 +427,7 @@ async def test_a_forgotten_wire_is_closed() -> None:
     async with served(answers({})) as server:
         wire = Wire(server.url)
         await wire.json("GET", "x")
-        (forgotten,) = pool._pools.values()
+        (forgotten,) = pools()
         session, forgotten = forgotten.session, None  # type: ignore[assignment]
         del wire
         gc.collect()
@@ -430,7 +435,7 @@ async def test_a_forgotten_wire_is_closed() -> None:
             while not session.closed:
                 await asyncio.sleep(0)
         gc.collect()
-        assert not pool._pools
+        assert not pools()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
