@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import subprocess
 import sys
 import threading
@@ -10,10 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 import nbproviders as nbp
-from nbproviders.catalog import keys
+from nbproviders.catalog import keys, prices
 from nbproviders.core import engine
+from nbproviders.core.completion import Usage
 from nbproviders.errors import (
     AuthenticationError,
     ClosedError,
@@ -24,6 +28,7 @@ from nbproviders.providers.openai import OpenAIProvider
 from nbproviders.routing.router import Router
 from tests.services.keys import FAKE, fake
 from tests.services.openai import OpenAIServer
+from tests.services.server import LocalServer
 
 
 @pytest.fixture
@@ -111,6 +116,82 @@ async def test_a_key_that_was_found_and_refused_is_forgotten(
     assert len(server.requests) == 1
 
 
+async def test_a_key_by_argument_stays_at_its_address(server: OpenAIServer) -> None:
+    """A reference that leads elsewhere does not take the constructor's key along; its own goes."""
+    with OpenAIServer(key=FAKE) as elsewhere:
+        provider = nbp.create_provider("openai", base_url=server.base_url, api_key=FAKE)
+        reference = f"gpt-x?base_url={elsewhere.base_url}&max_retries=0"
+        async with provider.model(reference) as m:
+            with pytest.raises(AuthenticationError):
+                await m.generate("hi")
+        assert sent(elsewhere) == [None]
+        async with provider.model(reference, api_key=FAKE) as m:
+            assert await m.generate("hi") == "hi"
+        async with provider.model(f"gpt-x?base_url={server.root_url}/v1/") as m:
+            assert await m.generate("hi") == "hi"
+
+
+async def test_another_address_is_asked_from_then_on(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Key and address of the environment change together: no new key goes where the old one went."""
+    with OpenAIServer(key=fake("new")) as other:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", FAKE)
+        async with nbp.model("openai:gpt-x?max_retries=0") as m:
+            assert await m.generate("hi") == "hi"
+            monkeypatch.setenv("OPENAI_BASE_URL", other.base_url)
+            monkeypatch.setenv("OPENAI_API_KEY", fake("new"))
+            assert await m.generate("hi") == "hi"
+    assert sent(server) == [f"Bearer {FAKE}"]
+    assert sent(other) == [f"Bearer {fake('new')}"]
+
+
+async def test_a_configuration_that_is_assigned_counts(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Address, model and key of an instance may be assigned between two requests."""
+    monkeypatch.setenv("OPENAI_API_KEY", fake("home"))
+    with OpenAIServer(key=fake("new")) as other:
+        async with OpenAIProvider(config(server)) as instance:
+            await instance.generate("hi")
+            instance.config.base_url = other.base_url
+            instance.config.api_key = fake("new")  # type: ignore[assignment]  # as S3 writes it
+            instance.config.model = "gpt-y"
+            assert (await instance.generate("hi")).spec == "openai:gpt-y"
+        assert [seen.body["model"] for seen in other.requests] == ["gpt-y"]
+
+
+async def test_a_configuration_that_is_assigned_is_another_resource(server: OpenAIServer) -> None:
+    """Two providers built alike share; one that was changed since does not, also with itself before."""
+    with OpenAIServer(key=FAKE) as other:
+        one, two = (
+            nbp.create_provider("openai", base_url=server.base_url, api_key=FAKE) for _ in range(2)
+        )
+        assert one.resolve("gpt-x") == two.resolve("gpt-x")
+        async with one.model("gpt-x") as m, two.model("gpt-x") as n:
+            assert m.raw is n.raw
+        two.config.base_url = other.base_url  # type: ignore[attr-defined]
+        async with two.model("gpt-x") as m:
+            assert await m.generate("hi") == "hi"
+    assert (len(server.requests), len(other.requests)) == (0, 1)
+
+
+@pytest.mark.parametrize("call", ["list_models", "create"])
+async def test_a_refused_key_is_forgotten_by_every_call(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Not only a completion tells that a key which was found is wrong."""
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setattr(keys, "_known", {"OPENAI_API_KEY": nbp.core.config.Secret(fake("old"))})
+    async with nbp.model("openai:gpt-x?max_retries=0") as m:
+        calls = {"create": lambda: m.chat.completions.create(messages=[])}
+        asked = calls.get(call) or m.raw.list_models  # type: ignore[attr-defined]
+        with pytest.raises(AuthenticationError):
+            await asked()
+    assert keys._known == {}
+
+
 def test_no_repr_tells_a_key(server: OpenAIServer) -> None:
     """Neither provider, model, client, router nor their contents."""
     provider = nbp.create_provider("openai", api_key=FAKE, base_url=server.base_url)
@@ -136,9 +217,9 @@ async def test_two_opens_one_instance(server: OpenAIServer) -> None:
             assert other.raw.config.timeout == 5  # type: ignore[attr-defined]
         await one.generate("hi")
         raw: Any = one.raw
-        assert "wire" in vars(raw)
+        assert raw._wired is not None
     nbp.unload_all()
-    assert "wire" not in vars(raw)
+    assert raw._wired is None
     with pytest.raises(ClosedError):
         await one.generate("hi")
 
@@ -160,6 +241,11 @@ def test_from_any_loop(server: OpenAIServer) -> None:
     said.append(router.route_sync("by a router"))
     assert said == ["from here", "from a thread", "by a router"]
     assert asyncio.run(streamed(instance)) == ["one", " two"]
+    made = OpenAIProvider(config(server))  # whose first call is this one, on a loop that ends
+    reply = asyncio.run(made.create(messages=[{"role": "user", "content": "by hand"}]))
+    said = [reply.choices[0].message.content, asyncio.run(made.generate("and then"))]
+    assert said == ["by hand", "and then"]
+    engine.default().wait(made.aclose)
     engine.default().wait(instance.aclose)
 
 
@@ -171,7 +257,7 @@ async def test_as_a_context_manager(server: OpenAIServer) -> None:
     """Leaving it closes its connections; it works again when it is asked again."""
     async with OpenAIProvider(config(server)) as instance:
         assert await instance.generate("one") == "one"
-    assert "wire" not in vars(instance)
+    assert instance._wired is None
     assert await instance.generate("two") == "two"
     await instance.aclose()
 
@@ -197,6 +283,68 @@ async def test_health_is_bounded(server: OpenAIServer, caplog: pytest.LogCapture
     assert not await gone.health_check()
     with pytest.raises(ServiceUnavailableError):
         await gone.list_models()
+
+
+HOSTILE: list[Any] = [
+    None,
+    7,
+    "text",
+    [[]],
+    {"data": {}},
+    {"data": [None, 7, {"id": None}, {"id": ["x"]}, {"id": "good"}, {"id": "good"}]},
+    {"data": [], "has_more": True, "last_id": {}},
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("name", ["openai", "anthropic", "yandexgpt", "ollama", "gigachat"])
+async def test_a_hostile_list_of_models(name: str, value: Any) -> None:
+    """Whatever stands in the place of the list: names, or one of our errors; and no end without one."""
+    with LocalServer() as hostile:
+        for path in ("/models", "/v1/models", "/api/tags"):
+            hostile.answer("GET", path, lambda _: web.json_response(value))
+        hostile.answer("POST", "/oauth", {"access_token": fake("token"), "expires_at": 9e9})
+        own = {"auth_url": f"{hostile.root_url}/oauth"} if name == "gigachat" else {}
+        provider = nbp.create_provider(name, api_key=FAKE, base_url=hostile.root_url, **own)
+        with contextlib.suppress(ServiceUnavailableError):
+            assert set(await provider.list_models()) <= {"good"}  # type: ignore[attr-defined]
+        assert isinstance(await provider.health_check(), bool)  # type: ignore[attr-defined]
+        await provider.aclose()  # type: ignore[attr-defined]
+
+
+async def test_pages_without_end() -> None:
+    """A list that always says there is more is left, with what came."""
+    pages = itertools.count()
+    with LocalServer() as endless:
+
+        def page(_: Any) -> Any:
+            number = str(next(pages))
+            return {"data": [{"id": number}], "has_more": True, "last_id": number}
+
+        endless.answer("GET", "/v1/models", page)
+        provider = nbp.create_provider("anthropic", api_key=FAKE, base_url=endless.root_url)
+        assert len(await provider.list_models()) == 20  # type: ignore[attr-defined]
+        await provider.aclose()  # type: ignore[attr-defined]
+
+
+async def test_the_price_list_is_read_before_the_first_answer() -> None:
+    """Entering reads it, off the loop: no answer waits for it, and no other model's either."""
+    prices._listing.cache_clear()
+    told = nbp.ProviderConfig(name="openai", api_key=FAKE, model="gpt-4o")
+    async with OpenAIProvider(told):
+        assert prices._listing.cache_info().currsize == 1
+
+
+def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one of our errors, for whoever asks first, and does not show what may be a key."""
+    monkeypatch.setenv("OPENAI_BASE_URL", FAKE)
+    told = nbp.ProviderConfig(name="openai", api_key=FAKE, model="gpt-4o")
+    with pytest.raises(ConfigurationError, match="OPENAI_BASE_URL must be a URL") as caught:
+        OpenAIProvider(told).cost(Usage(1, 1))
+    assert FAKE not in str(caught.value)
+    for port in ("99999", "x", "0"):
+        with pytest.raises(ConfigurationError, match="base_url"):
+            nbp.ProviderConfig(name="openai", base_url=f"http://localhost:{port}/v1")
 
 
 def test_settings_are_checked(server: OpenAIServer) -> None:

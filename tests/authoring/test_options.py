@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+import nbproviders as nbp
 from nbproviders.authoring.options import Option, check, split
 from nbproviders.errors import ConfigurationError
+from tests.services.keys import FAKE
 
 DECLARED = {
     "n_ctx": Option((int,), 512, "Tokens of context."),
@@ -92,3 +94,16 @@ def test_call_options_are_split_off() -> None:
     assert split({}) == ({}, None, False)
     with pytest.raises(ConfigurationError, match="chat='no' must be true or false"):
         split({"chat": "no"})
+
+
+@pytest.mark.parametrize(
+    "value", [[FAKE], {"key": FAKE}, FAKE.encode(), 5.5], ids=["list", "dict", "bytes", "float"]
+)
+def test_a_key_of_a_wrong_type_is_not_shown(value: Any) -> None:
+    """The error names the option, and masks what was given for it."""
+    with pytest.raises(ConfigurationError, match="api_key") as caught:
+        check({"api_key": Option((str,))}, {"api_key": value}, "x")
+    assert FAKE not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="api_key") as caught:
+        nbp.create_provider("openai").model("gpt-x", api_key=value)
+    assert FAKE not in str(caught.value)

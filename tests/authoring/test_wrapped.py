@@ -9,9 +9,10 @@ import pytest
 
 from nbproviders.abc import ModelHandle, ModelProvider
 from nbproviders.authoring.weights import WrappedWeights
-from nbproviders.authoring.wrapped import WrappedResource, as_provider
+from nbproviders.authoring.wrapped import WrappedResource, as_provider, construct
 from nbproviders.errors import ConfigurationError
 from tests.scripted import ScriptedProvider
+from tests.services.keys import FAKE
 
 
 class Duck:
@@ -100,3 +101,15 @@ def test_what_is_no_provider(thing: object) -> None:
     with pytest.raises(ConfigurationError, match="registered as 'x', is no provider") as caught:
         as_provider(thing, "x")
     assert "setup and teardown" in caught.value.hint
+
+
+def test_a_key_of_a_wrong_type_is_not_shown() -> None:
+    """The error of a plugin's constructor names the field, and masks what was given for it."""
+
+    class Keyed(ScriptedProvider):
+        def __init__(self, api_key: str) -> None:
+            self.api_key = api_key
+
+    with pytest.raises(ConfigurationError, match="api_key") as caught:
+        construct(Keyed, "keyed", {"api_key": [FAKE]})
+    assert FAKE not in str(caught.value)

@@ -21,6 +21,7 @@ from nbproviders.core.spec import (
     split_options,
 )
 from nbproviders.errors import ConfigurationError
+from tests.services.keys import FAKE
 
 KNOWN = ("echo", "llama-cpp", "transformers")
 
@@ -248,3 +249,14 @@ def test_numbers_without_canonical_form(value: float) -> None:
     """A number that JSON cannot write is refused like anything else without canonical form."""
     with pytest.raises(TypeError):
         canonical({"x": value})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["opnai:gpt-x?api_key={}", "openai:gpt-x?api_key={}&bad", "openai:gpt-x?api_key={}&api_key={}"],
+)
+def test_a_key_in_a_wrong_reference_is_not_shown(text: str) -> None:
+    """Whatever else is wrong with it, no error repeats what may be a secret."""
+    with pytest.raises(ConfigurationError) as caught:
+        ModelSpec.parse(text.format(FAKE, FAKE), known=("openai",))
+    assert FAKE not in str(caught.value)

@@ -545,7 +545,7 @@ async def test_two_opens_one_instance(server: AnthropicServer) -> None:
         await one.generate("hi")
         raw: Any = one.raw
     nbp.unload_all()
-    assert "wire" not in vars(raw)
+    assert raw._wired is None
 
 
 async def test_what_it_costs() -> None:

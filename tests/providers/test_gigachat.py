@@ -615,7 +615,7 @@ async def test_two_opens_one_instance(server: GigaChatServer) -> None:
         raw: Any = one.raw
     assert server.tokens == 1
     nbp.unload_all()
-    assert "wire" not in vars(raw)
+    assert raw._wired is None
 
 
 def test_what_it_costs(server: GigaChatServer) -> None:

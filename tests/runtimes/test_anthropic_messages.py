@@ -8,7 +8,7 @@ import pytest
 
 from nbproviders.core.completion import Usage
 from nbproviders.core.params import as_request
-from nbproviders.errors import InvalidRequestError, ServiceUnavailableError
+from nbproviders.errors import InvalidRequestError, ServiceUnavailableError, UnsupportedError
 from nbproviders.runtimes import anthropic_messages
 from nbproviders.runtimes.anthropic_messages import Answer, Dialect
 
@@ -20,7 +20,6 @@ BOTH = "`temperature` and `top_p` cannot both be specified for this model. Pleas
     [
         ("end_turn", "stop"),
         ("stop_sequence", "stop"),
-        ("tool_use", "stop"),
         ("max_tokens", "length"),
         ("model_context_window_exceeded", "length"),
         ("refusal", "filtered"),
@@ -47,6 +46,15 @@ def test_counts() -> None:
     assert answer.over
 
 
+@pytest.mark.parametrize("told", ["tool_use", "pause_turn"])
+def test_a_turn_that_is_not_over(told: str) -> None:
+    """What came before a tool's call is not taken for the answer, whole or streamed."""
+    with pytest.raises(UnsupportedError, match=told):
+        Answer("x").whole({"content": [{"type": "text", "text": "Let me"}], "stop_reason": told})
+    with pytest.raises(UnsupportedError, match=told):
+        Answer("x").event({"type": "message_delta", "delta": {"stop_reason": told}})
+
+
 def test_what_is_no_text_is_left_out() -> None:
     """Thoughts stand apart; blocks, deltas and events of other kinds say nothing."""
     answer = Answer("x")
@@ -54,7 +62,7 @@ def test_what_is_no_text_is_left_out() -> None:
         {"type": "thinking", "thinking": "hm", "signature": "s"},
         {"type": "redacted_thinking", "data": "?"},
         {"type": "text", "text": "a"},
-        {"type": "tool_use", "id": "1", "name": "n", "input": {}},
+        {"type": "server_tool_use", "id": "1", "name": "n", "input": {}},
         {"type": "text", "text": "b"},
     ]
     assert answer.whole({"content": blocks}) == "ab"

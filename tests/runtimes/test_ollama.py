@@ -38,7 +38,9 @@ def test_addresses(told: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "told", ["host:port", "host:70000", "ftp://host", f"me:{FAKE}@host", "[::1"]
+    "told",
+    ["host:port", "host:70000", "ftp://host", f"me:{FAKE}@host", "[::1"],
+    ids=["port", "large", "ftp", "password", "bracket"],
 )
 def test_no_addresses(told: str) -> None:
     """What is no address is refused, and not shown: it may hold a password."""

@@ -1,8 +1,9 @@
 """`HostedProvider`: a `BaseProvider` over a `Wire`; what all services have in common and no protocol.
 
 Its key is looked for anew at each request, so a corrected one counts at once. A key that the environment or
-the keyring holds goes to the service's own address only: a reference in somebody's notebook that names
-another ``base_url`` gets none. Whatever loop an instance is called from, it works on the engine's.
+the keyring holds goes to the service's own address only, and one that the constructor was given only to the
+constructor's: a reference in somebody's notebook that names another ``base_url`` gets none. Whatever loop
+an instance is called from, it works on the engine's.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ import os
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, ClassVar, Self, TypeVar
 
 from nbproviders.authoring.opening import Opened
 from nbproviders.authoring.options import Option, check
-from nbproviders.authoring.service import CONFIG_OPTIONS, BaseProvider, served
+from nbproviders.authoring.service import CONFIG_OPTIONS, BaseProvider, asking, served
 from nbproviders.catalog import keys
 from nbproviders.catalog.services import Service
 from nbproviders.core import engine
 from nbproviders.core.completion import FREE, UNPRICED, Completion, Cost, Finish, Usage
 from nbproviders.core.config import ProviderConfig, Secret
-from nbproviders.core.model import Model, answer
+from nbproviders.core.model import answer
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.spec import ResourceKey
 from nbproviders.core.streams import ClientStream
@@ -78,6 +78,7 @@ class HostedProvider(BaseProvider):
         super().__init__(config)
         self.chosen = check(type(self).settings, settings, config.name)
         self.service = self._row(config.name)
+        self._wired: tuple[tuple[object, ...], Wire] | None = None
         if not 1 <= self.parallel <= 512:
             raise ConfigurationError(f"parallel={self.parallel} must be from 1 to 512.")
 
@@ -120,7 +121,7 @@ class HostedProvider(BaseProvider):
     ) -> Completion:
         """Return one completion of ``config.model``, asking again as ``config.max_retries`` says."""
         request = as_request(prompt, params, whole=True, **overrides)
-        return await on_engine(lambda: answer(self._model, request))
+        return await on_engine(lambda: answer(served(self), request))
 
     def stream(
         self,
@@ -130,17 +131,17 @@ class HostedProvider(BaseProvider):
     ) -> ClientStream:
         """Return a completion as it is written."""
         request = as_request(prompt, params, **overrides)
-        return ClientStream(self._model, request, engine.default())
+        return ClientStream(served(self), request, engine.default())
 
     async def list_models(self) -> list[str]:
         """Return the names of the models that the service offers to this key."""
-        return await on_engine(self._list_models)
+        return await self._asked(self._list_models)
 
     async def health_check(self) -> bool:
         """Return whether the service answers and takes the key, within 5 s; the reason is logged."""
         try:
             async with asyncio.timeout(HEALTH_S):
-                await on_engine(self._probe)
+                await self._asked(self._probe)
         except (ProviderError, builtins.TimeoutError) as error:
             reason = error if isinstance(error, ProviderError) else f"no answer in {HEALTH_S:g} s"
             self.logger.warning("%s is not healthy: %s", self.config.name, reason)
@@ -149,9 +150,9 @@ class HostedProvider(BaseProvider):
 
     async def aclose(self) -> None:
         """Close its connections; the next request opens them anew."""
-        wire = self.__dict__.pop("wire", None)
-        if wire is not None:
-            await on_engine(wire.aclose)
+        wired, self._wired = self._wired, None
+        if wired is not None:
+            await on_engine(wired[1].aclose)
 
     async def __aexit__(self, *_: object) -> None:
         """The same as `aclose`."""
@@ -167,7 +168,7 @@ class HostedProvider(BaseProvider):
 
         cost = prices.price(self.service.name, self.config.model, usage)
         # What stands where the environment says may be a gateway with prices of its own.
-        moved = origin_of(self.base_url) != origin_of(self.service.base_url)
+        moved = self._place != origin_of(self.service.base_url)
         return replace(cost, kind="estimated") if moved and cost.usd is not None else cost
 
     # For its class
@@ -178,26 +179,69 @@ class HostedProvider(BaseProvider):
         named = os.environ.get(self.service.url_variable, "") if self.service.url_variable else ""
         return self.config.base_url or named.rstrip("/") or self.service.base_url
 
-    @cached_property
+    @property
     def wire(self) -> Wire:
-        """The way to the service; used on the engine's loop."""
-        config = self.config
-        return Wire(
-            self.base_url,
-            headers=self._headers,
-            timeout_s=config.timeout,
-            verify_ssl=config.verify_ssl,
-            what=f"{config.name}:{config.model}" if config.model else config.name,
-        )
+        """The way to the service, as it is configured now; used on the engine's loop.
 
-    @cached_property
+        Another address since the last request is another wire: a key that is looked for now must not go
+        where the last one went. What is under way on the old one goes on.
+        """
+        route = self._route()
+        if self._wired is None or self._wired[0] != route:
+            self._wired = route, self._made_wire()
+        return self._wired[1]
+
+    def _route(self) -> tuple[object, ...]:
+        """Return all that a wire is made of."""
+        config = self.config
+        return self.base_url, config.timeout, config.verify_ssl, config.name, config.model
+
+    def _made_wire(self) -> Wire:
+        return Wire(self.base_url, headers=self._headers, **self._wiring)
+
+    @property
+    def _wiring(self) -> dict[str, Any]:
+        """What the configuration says of any wire."""
+        config = self.config
+        what = self._what if config.model else config.name
+        return {"timeout_s": config.timeout, "verify_ssl": config.verify_ssl, "what": what}
+
+    @property
+    def _what(self) -> str:
+        """Who is asked, for errors."""
+        return f"{self.config.name}:{self.config.model}"
+
+    @property
+    def _named(self) -> str:
+        """The model's name.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none.
+        """
+        if not self.config.model:
+            raise ConfigurationError(
+                f"{self.config.name} was not told which model to ask.",
+                hint=f"Write model=…, or {self.config.name}:model in a reference.",
+            )
+        return self.config.model
+
+    @property
+    def _place(self) -> tuple[str, str, int, bool]:
+        """Where it is, as `origin_of` tells it."""
+        try:
+            return origin_of(self.base_url)
+        except ValueError:  # not shown: it may be a key in the wrong place
+            raise ConfigurationError(
+                f"{self.service.url_variable or 'base_url'} must be a URL.",
+                hint=f"Such as {self.service.base_url}.",
+            ) from None
+
+    @property
     def _here(self) -> bool:
         """Whether it runs on this machine."""
-        return origin_of(self.base_url)[1] in _LOCAL
-
-    @cached_property
-    def _model(self) -> Model:
-        return served(self)
+        return self._place[1] in _LOCAL
 
     @property
     def _at_home(self) -> bool:
@@ -228,6 +272,11 @@ class HostedProvider(BaseProvider):
             )
         return key
 
+    async def _asked(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what a coroutine function returns, run on the engine; all errors are ours."""
+        with asking(self, self.config.name):
+            return await on_engine(work)
+
     def _refused(self) -> None:
         """Forget a stored key that the service refused, so that it is asked for again."""
         if not self.config.api_key and self._at_home:
@@ -247,6 +296,18 @@ class HostedProvider(BaseProvider):
             keys.ask(self.service.title, self.service.key_variables)
         return opened
 
+    def _config_of(self, key: ResourceKey) -> ProviderConfig:
+        """Return how a reference is reached; one that leads elsewhere does not take the key along."""
+        made = super()._config_of(key)
+        if key.values.get("api_key") is None and self._leads_away(key):
+            return made.model_copy(update={"api_key": None})
+        return made
+
+    def _leads_away(self, key: ResourceKey) -> bool:
+        """Whether a reference names an address that the key of this provider was not given for."""
+        named = key.values.get("base_url")
+        return named is not None and origin_of(named) != self._place
+
     def _instance(self, key: ResourceKey) -> Self:
         given = {name: key.values.get(name) for name in type(self).settings}
         own = {name: v for name, v in given.items() if v is not None}
@@ -255,7 +316,7 @@ class HostedProvider(BaseProvider):
     async def __aenter__(self) -> Self:
         """Check that there is a key, before anything is asked."""
         self._headers()
-        await asyncio.to_thread(self.cost, Usage())  # reads the price list off the loop
+        await asyncio.to_thread(self.cost, Usage(1, 1))  # reads the price list off the loop
         return self
 
 

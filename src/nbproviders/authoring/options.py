@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nbproviders.core.config import MASK
+from nbproviders.core.spec import holds_secret
 from nbproviders.errors import ConfigurationError
 
 CALL_OPTIONS = ("chat", "invariant")
@@ -65,8 +67,9 @@ def check(
             )
         if not _fits(value, option.kinds):
             kinds = " or ".join(kind.__name__ for kind in option.kinds)
+            shown = MASK if holds_secret(name, value) else f"{value!r:.60}"
             raise ConfigurationError(
-                f"The option {name}={value!r} of provider {provider!r} must be {kinds}, not "
+                f"The option {name}={shown} of provider {provider!r} must be {kinds}, not "
                 f"{type(value).__name__}.",
                 hint=option.help,
             )

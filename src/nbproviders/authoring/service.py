@@ -16,6 +16,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from nbproviders.authoring.opening import Opened
 from nbproviders.authoring.options import Option
 from nbproviders.authoring.resident import ResidentProvider
 from nbproviders.core.completion import UNPRICED, Completion, Cost, Finish, Usage, finish_of
@@ -23,8 +24,9 @@ from nbproviders.core.config import ProviderConfig
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.retry import Retry, T, retrying
-from nbproviders.core.spec import ResourceKey
+from nbproviders.core.spec import ResourceKey, canonical
 from nbproviders.errors import (
+    AuthenticationError,
     ConfigurationError,
     InvalidRequestError,
     ProviderError,
@@ -56,7 +58,7 @@ class BaseProvider(ResidentProvider):
     Write `generate` and `health_check`. For more than text in and text out, write ``answer`` as well: an
     async generator that takes a `Request` (messages, parameters) and yields pieces of text, then a
     `Finish` with usage and reason. A coroutine function ``complete``, which takes a `Request` and returns a
-    text and its `Finish`, spares whole answers the stream.
+    text and its `Finish`, spares whole answers the stream, unless ``streams`` says otherwise.
 
     Parameters
     ----------
@@ -93,6 +95,9 @@ class BaseProvider(ResidentProvider):
     async def health_check(self) -> bool:
         """Return whether the service answers; never raise."""
 
+    def _refused(self) -> None:
+        """Told that the service refused the key; there is nothing to do for one that was given."""
+
     async def _retry_with_backoff(
         self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any
     ) -> T:
@@ -124,6 +129,23 @@ class BaseProvider(ResidentProvider):
             made = self._instance(key)
             await made.__aenter__()
         return served(made, closes=True)
+
+    # Its configuration can be assigned: what is then opened must not be what was opened before.
+
+    def _open(self, spec: str, config: Mapping[str, Any]) -> Opened:
+        fields = dict(vars(self.config))
+        if self.__dict__.get("_configured") != fields:
+            self._configured = fields
+            self._opened.clear()
+        return super()._open(spec, config)
+
+    def _key(self, model: str, values: dict[str, Any]) -> tuple[ResourceKey, tuple[Any, ...]]:
+        key, watched = super()._key(model, values)
+        try:
+            own = canonical(self.config)
+        except TypeError:  # an author's own fields; then each instance stands for itself
+            return key, watched
+        return replace(key, options=f"{key.options} {own}"), watched
 
     def _instance(self, key: ResourceKey) -> Self:
         """Return a provider for one of the service's models, configured as its reference says."""
@@ -160,7 +182,8 @@ class ServiceModel(Model):
         self._closes = closes
         self._closed = False
         self._answer: Answer | None = getattr(provider, "answer", None)
-        self._complete: Complete | None = getattr(provider, "complete", None)
+        streams = getattr(provider, "streams", False)
+        self._complete: Complete | None = None if streams else getattr(provider, "complete", None)
         can = getattr(provider, "can", frozenset({"chat"}))
         self.info = ModelInfo(spec, parallel=getattr(provider, "parallel", _PARALLEL), can=can)
 
@@ -185,7 +208,7 @@ class ServiceModel(Model):
         if self._complete is None:
             return await super().generate(request)
         began_s = time.perf_counter()
-        with mapped_service(self.info.spec):
+        with asking(self._provider, self.info.spec):
             text, end = await self._complete(request)
         took_s = time.perf_counter() - began_s
         return Completion(
@@ -199,7 +222,7 @@ class ServiceModel(Model):
 
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         parts = self._told(request) if self._answer is None else self._answer(request)
-        with mapped_service(self.info.spec):
+        with asking(self._provider, self.info.spec):
             async with aclosing(parts):
                 async for part in parts:
                     yield self._priced(part) if isinstance(part, Finish) else part
@@ -242,7 +265,7 @@ class ServiceModel(Model):
         method = calls.get(".".join(path))
         if method is None:
             return await super().call(path, arguments, named)
-        with mapped_service(self.info.spec):
+        with asking(self._provider, self.info.spec):
             return await getattr(self._provider, method)(*arguments, **named)
 
     async def aclose(self) -> None:
@@ -275,6 +298,17 @@ def _text(request: Request, spec: str) -> str:
         f"{spec} takes a text, not {len(request.prompt)} messages.",
         hint="Give plain text: m.generate(text).",
     )
+
+
+@contextmanager
+def asking(provider: BaseProvider, what: str) -> Iterator[None]:
+    """Map errors as `mapped_service` does, and have the provider know of a refused key."""
+    try:
+        with mapped_service(what):
+            yield
+    except AuthenticationError:
+        provider._refused()
+        raise
 
 
 @contextmanager

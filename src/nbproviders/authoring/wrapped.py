@@ -10,7 +10,8 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 from nbproviders.authoring.provider import ModelHandle, ModelProvider
 from nbproviders.authoring.service import BaseProvider
 from nbproviders.authoring.weights import WEIGHTS_METHODS, WrappedWeights
-from nbproviders.core.config import ProviderConfig
+from nbproviders.core.config import MASK, ProviderConfig
+from nbproviders.core.spec import holds_secret
 from nbproviders.errors import ConfigurationError, ProviderError, foreign
 
 
@@ -150,9 +151,10 @@ def _check_types(
             continue
         if not _fits(value, hint):
             told = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            shown = MASK if holds_secret(field, value) else f"{value!r:.60}"
             raise ConfigurationError(
                 f"The provider {name!r} takes {field} as {told}, not {type(value).__name__}: "
-                f"{value!r:.60}.",
+                f"{shown}.",
                 hint=f"Its fields: {', '.join(map(str, parameters.values()))}.",
             )
 

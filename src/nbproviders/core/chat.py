@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from nbproviders.core.params import GenerationParams, Messages
@@ -47,6 +47,6 @@ class Chat(Generic[T]):
         """
         __tracebackhide__ = True
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        if system is not None:
+        if system is not None and isinstance(turns, Sequence):  # what is none is refused further on
             turns = [{"role": "system", "content": system}, *turns]
         return self._generate(turns, params, **overrides)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -109,11 +109,18 @@ class ProviderConfig(BaseModel):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _port_fits(parts):
             raise ValueError("must be a URL such as https://api.example.com/v1")
         if parts.username or parts.password:
             raise ValueError("must not hold a user or password; give api_key")
         return value.rstrip("/")
+
+
+def _port_fits(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 _HINT = "Fields: " + ", ".join(ProviderConfig.model_fields) + "."

@@ -107,7 +107,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> str:
             known = ", ".join(GenerationParams.model_fields)
             parts.append(f"unknown parameter {field!r} (known: {known})")
         else:
-            parts.append(f"{field}={values.get(field)!r}: {detail['msg']}")
+            parts.append(f"{field}={values.get(field)!r:.60}: {detail['msg']}")
     return "Cannot generate with " + "; ".join(parts)
 
 

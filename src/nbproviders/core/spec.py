@@ -122,7 +122,8 @@ class ModelSpec:
         if not colon or provider.lower() not in known:
             wrong = f"Unknown provider {provider!r}" if colon else "No provider is named"
             raise ConfigurationError(
-                f"{wrong} in the model reference {text!r}.",
+                # Not its options: a key may stand there, which is refused further on.
+                f"{wrong} in the model reference {text.partition('?')[0]!r}.",
                 hint=f"Write 'provider:model', with one of: {', '.join(sorted(known))}.",
             )
         model, options = split_options(rest)
@@ -166,7 +167,7 @@ def split_options(text: str) -> tuple[str, dict[str, Any]]:
         if not equals or not name or name in options:
             wrong = "is given twice" if name in options else "is not of the form name=value"
             raise ConfigurationError(
-                f"The option {part!r} in {text!r} {wrong}.",
+                f"The option {name!r} of {model!r} {wrong}.",
                 hint="Options read model?name=value&other=value.",
             )
         options[name] = _read(unquote(value))

@@ -6,20 +6,20 @@ The protocol is that of https://developers.sber.ru/docs/ru/gigachat/api/referenc
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 from nbproviders.authoring.options import Option
 from nbproviders.catalog.services import SERVICES, Service
-from nbproviders.core.completion import Finish
 from nbproviders.core.config import ProviderConfig, Secret
 from nbproviders.core.params import Message, Request
+from nbproviders.core.spec import ResourceKey
 from nbproviders.errors import (
     AuthenticationError,
     ClosedError,
@@ -28,7 +28,6 @@ from nbproviders.errors import (
     InvalidRequestError,
     ProviderError,
     ServiceUnavailableError,
-    UnsupportedError,
     fresh,
 )
 from nbproviders.providers.openai import OpenAIProvider
@@ -85,8 +84,11 @@ class GigaChatProvider(OpenAIProvider):
 
     def __init__(self, config: ProviderConfig, **settings: Any) -> None:
         super().__init__(config, **settings)
+        _ = self._at_home  # which checks auth_url
+
+    def _spoken(self) -> Dialect:
         # It has no field for a seed or for stop strings.
-        self._dialect = Dialect(seed="", stream_usage=False, refused={"stop"})
+        return Dialect(seed="", stream_usage=False, refused={"stop"})
 
     @property
     def _auth_url(self) -> str:
@@ -105,45 +107,25 @@ class GigaChatProvider(OpenAIProvider):
         usual = self.chosen["auth_url"] is None or origin == origin_of(AUTH_URL)
         return super()._at_home and usual
 
-    @cached_property
-    def wire(self) -> Wire:
-        """The way to the service, with a token on each request."""
-        config = self.config
-        told: Any = {
-            "timeout_s": config.timeout,
-            "verify_ssl": config.verify_ssl,
-            "what": self._what if config.model else config.name,
-        }
-        giver = Wire(self._auth_url, **told)
-        return _TokenWire(self.base_url, _Tokens(giver, self), **told)
+    def _route(self) -> tuple[object, ...]:
+        return *super()._route(), self._auth_url, self.config.scope, os.environ.get(SCOPE_VARIABLE)
+
+    def _made_wire(self) -> Wire:
+        tokens = _Tokens(Wire(self._auth_url, **self._wiring), self)
+        return _TokenWire(self.base_url, tokens, **self._wiring)
+
+    def _leads_away(self, key: ResourceKey) -> bool:
+        named = key.values.get("auth_url")
+        return super()._leads_away(key) or (named is not None and named != self._auth_url)
 
     def _headers(self) -> Mapping[str, str]:
         """Check that there is a key. It is sent for tokens only, and the wire adds those."""
         self._secret()
         return {}
 
-    async def answer(self, request: Request) -> AsyncGenerator[str | Finish, None]:
-        """Ask within what the service takes."""
-        async with aclosing(super().answer(self._within(request))) as parts:
-            async for part in parts:
-                yield part
-
-    async def complete(self, request: Request) -> tuple[str, Finish]:
-        """Return a whole answer."""
-        return await super().complete(self._within(request))
-
     def _within(self, request: Request) -> Request:
         """Return a request as the service takes it, with one system prompt, which stands first."""
-        if request.chat is False and isinstance(request.prompt, str):
-            raise UnsupportedError(
-                f"{self._what} speaks in turns only; it cannot go on from a plain text.",
-                hint="Leave raw=True and chat=false out: the text is sent as the user's turn.",
-            )
-        if request.logprobs:
-            raise UnsupportedError(
-                f"{self._what} tells no probabilities of tokens.",
-                hint="Models of transformers and llama-cpp do.",
-            )
+        self._turns_only(request)
         params = request.params
         if params.temperature is not None and params.temperature < _GREEDY:
             request = replace(request, params=params.merged(temperature=_GREEDY))
@@ -244,8 +226,10 @@ class _Tokens:
             _explain(error)
             raise
         try:
-            text, ends = str(told["access_token"]), float(told["expires_at"])
-        except (TypeError, KeyError, ValueError):
+            text, ends = told["access_token"], float(told["expires_at"])
+            if not (isinstance(text, str) and text and math.isfinite(ends)):
+                raise TypeError("no token")
+        except (ArithmeticError, TypeError, LookupError, ValueError):
             raise ServiceUnavailableError(
                 f"{self._provider.config.name}: the answer to the key holds no access token.",
                 hint="Check auth_url: another service may answer there.",
@@ -291,8 +275,10 @@ class _TokenWire(Wire):
 
     async def aclose(self) -> None:
         """Close the way to the tokens as well."""
-        await self._tokens.aclose()
-        await super().aclose()
+        try:
+            await self._tokens.aclose()
+        finally:
+            await super().aclose()
 
     async def _other(self, refused: Secret | None) -> Secret | None:
         return None if refused is None else await self._tokens.get(refused)

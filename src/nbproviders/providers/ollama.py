@@ -23,7 +23,6 @@ from nbproviders.core.model import Model
 from nbproviders.core.params import Request
 from nbproviders.core.spec import ResourceKey
 from nbproviders.errors import (
-    AuthenticationError,
     ConfigurationError,
     ModelAccessError,
     ProviderError,
@@ -126,19 +125,6 @@ class OllamaProvider(HostedProvider):
         yield answer.finish(request, chat="messages" in body)
 
     @property
-    def _named(self) -> str:
-        if not self.config.model:
-            raise ConfigurationError(
-                f"{self.config.name} was not told which model to ask.",
-                hint=f"Write model=…, or {self.config.name}:model in a reference.",
-            )
-        return self.config.model
-
-    @property
-    def _what(self) -> str:
-        return f"{self.config.name}:{self.config.model}"
-
-    @property
     def _kept(self) -> dict[str, Any]:
         keep = self.chosen["keep_alive"]
         return {} if keep is None else {"keep_alive": keep}
@@ -157,7 +143,7 @@ class OllamaProvider(HostedProvider):
 
     async def loaded(self) -> list[Loaded]:
         """Return what the server has in memory: names, bytes, and until when."""
-        return await on_engine(self._loaded)
+        return await self._asked(self._loaded)
 
     async def _loaded(self) -> list[Loaded]:
         with self._explained():
@@ -180,7 +166,7 @@ class OllamaProvider(HostedProvider):
         """
         wanted = name or self._named
         progress = Progress()
-        work = asyncio.ensure_future(on_engine(lambda: self._pull(wanted, progress)))
+        work = asyncio.ensure_future(self._asked(lambda: self._pull(wanted, progress)))
         try:
             with Line() as line:
                 while not work.done():
@@ -288,10 +274,12 @@ class OllamaProvider(HostedProvider):
 
     async def aclose(self) -> None:
         """Free the model, if it was loaded for this instance, and close the connections."""
-        if self._mine:
-            self._mine = False
-            await on_engine(self._unload)
-        await super().aclose()
+        try:
+            if self._mine:
+                self._mine = False
+                await on_engine(self._unload)
+        finally:
+            await super().aclose()
 
     async def _unload(self) -> None:
         body = {"model": self._named, "keep_alive": 0, "stream": False}
@@ -305,12 +293,8 @@ class OllamaProvider(HostedProvider):
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Say of a failure what it means here, and what to do."""
-        try:
-            with explained(self.config.model or ""):
-                yield
-        except AuthenticationError:
-            self._refused()
-            raise
+        with explained(self.config.model or ""):
+            yield
 
 
 def _pulling(name: str, progress: Progress) -> str:

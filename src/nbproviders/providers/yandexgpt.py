@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from nbproviders.authoring.hosted import HostedProvider
+from nbproviders.authoring.completing import CompletionProvider
 from nbproviders.authoring.options import Option
 from nbproviders.catalog.services import SERVICES, Service
 from nbproviders.core.completion import Finish, FinishReason, Usage
@@ -29,6 +29,7 @@ from nbproviders.errors import (
     UnsupportedError,
     scrub,
 )
+from nbproviders.runtimes.http import values
 
 FOLDER_VARIABLES = ("YANDEX_FOLDER_ID", "YC_FOLDER_ID")
 _COMPLETION, _TOKENIZE, _MODELS = (
@@ -39,7 +40,7 @@ _COMPLETION, _TOKENIZE, _MODELS = (
 _CHEAPEST = "yandexgpt-lite"
 _TEXT_MODELS = ("gpt://", "ds://")
 _IAM = "t1."
-_STATUS = "ALTERNATIVE_STATUS_"
+_STATUS, _CALLED = "ALTERNATIVE_STATUS_", "TOOL_CALLS"
 _REASONS: dict[str, FinishReason | None] = {
     "TRUNCATED_FINAL": "length",
     "CONTENT_FILTER": "filtered",
@@ -60,7 +61,7 @@ _CODES: dict[int, type[ProviderError]] = {
 }
 
 
-class YandexGPTProvider(HostedProvider):
+class YandexGPTProvider(CompletionProvider):
     """Completions of a folder's models: ``yandexgpt-lite``, ``yandexgpt/rc``, or a whole model URI.
 
     Parameters
@@ -86,65 +87,55 @@ class YandexGPTProvider(HostedProvider):
     }
     takes: ClassVar[frozenset[str]] = frozenset({"temperature", "max_tokens"})
 
-    async def answer(self, request: Request) -> AsyncGenerator[str | Finish, None]:
-        """Ask, and yield the text in pieces, then its end."""
-        body = self._body(request)
-        streamed = "stream" in body["completionOptions"]
+    async def _whole(self, request: Request, body: Mapping[str, Any]) -> tuple[str, Finish]:
         answer = _Answer(self._what)
-        try:
-            if streamed:
-                async with aclosing(self.wire.lines("POST", _COMPLETION, body)) as lines:
-                    async for value in lines:
-                        if text := answer.take(value):
-                            yield text
-            elif text := answer.take(await self.wire.json("POST", _COMPLETION, body)):
-                yield text
-        except AuthenticationError:
-            self._refused()
-            raise
+        text = answer.take(await self.wire.json("POST", _COMPLETION, body))
+        return text, self._end(request, answer, ttft_s=math.nan)
+
+    async def _streamed(
+        self, request: Request, body: Mapping[str, Any]
+    ) -> AsyncGenerator[str | Finish, None]:
+        answer = _Answer(self._what)
+        async with aclosing(self.wire.lines("POST", _COMPLETION, body)) as lines:
+            async for value in lines:
+                if text := answer.take(value):
+                    yield text
+        yield self._end(request, answer)
+
+    def _end(self, request: Request, answer: _Answer, ttft_s: float | None = None) -> Finish:
         if answer.reason is None:
-            raise ServiceUnavailableError(
-                f"{self._what}: the answer ended before the completion did.",
-                hint="What came of it is incomplete; ask again.",
-            )
+            raise values.cut_off(self._what)
         ignored = self._ignored(request)
-        yield Finish(
+        return Finish(
             answer.reason,
             answer.usage,
             request.params.merged(**dict.fromkeys(ignored)),
-            ttft_s=None if streamed else math.nan,
+            ttft_s=ttft_s,
             chat=True,
             batch_invariant=False,
             ignored=ignored,
         )
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        if request.chat is False and isinstance(request.prompt, str):
-            raise UnsupportedError(
-                f"{self._what} speaks in turns only; it cannot go on from a plain text.",
-                hint="Leave raw=True and chat=false out: the text is sent as the user's turn.",
+    def _within(self, request: Request) -> Request:
+        self._turns_only(request)
+        temperature = request.params.temperature
+        if temperature is not None and temperature > 1:
+            raise InvalidRequestError(
+                f"{self._what} cannot generate with temperature={temperature}.",
+                hint="Yandex's models take 0 to 1.",
             )
-        if request.logprobs:
-            raise UnsupportedError(
-                f"{self._what} tells no probabilities of tokens.",
-                hint="Models of transformers and llama-cpp do.",
-            )
+        return request
+
+    def _body(self, request: Request, *, stream: bool) -> dict[str, Any]:
         prompt = request.prompt
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         messages = [{"role": turn["role"], "text": turn["content"]} for turn in turns]
-        options = self._options(request)
+        options = self._options(request, stream=stream)
         return {"modelUri": self._uri, "completionOptions": options, "messages": messages}
 
-    def _options(self, request: Request) -> dict[str, Any]:
+    def _options(self, request: Request, *, stream: bool) -> dict[str, Any]:
         params, reasoning = request.params, self.chosen["reasoning"]
-        if params.temperature is not None and params.temperature > 1:
-            raise InvalidRequestError(
-                f"{self._what} cannot generate with temperature={params.temperature}.",
-                hint="Yandex's models take 0 to 1.",
-            )
-        told: dict[str, Any] = {}
-        if not request.whole or self.chosen["stream"]:
-            told["stream"] = True
+        told: dict[str, Any] = {"stream": True} if stream else {}
         if params.temperature is not None:
             told["temperature"] = params.temperature
         if params.max_tokens is not None:
@@ -157,12 +148,7 @@ class YandexGPTProvider(HostedProvider):
 
     @property
     def _uri(self) -> str:
-        model = self.config.model
-        if not model:
-            raise ConfigurationError(
-                f"{self.config.name} was not told which model to ask.",
-                hint=f"Write model=…, or {self.config.name}:yandexgpt-lite in a reference.",
-            )
+        model = self._named
         return model if "://" in model else f"gpt://{self._folder}/{model}"
 
     @property
@@ -200,20 +186,10 @@ class YandexGPTProvider(HostedProvider):
         _ = self._uri
         return self
 
-    @property
-    def _what(self) -> str:
-        return f"{self.config.name}:{self.config.model}"
-
     async def _list_models(self) -> list[str]:
         """Return the models that write text: a folder's own by their names, others by their URIs."""
-        value = await self.wire.json("GET", _MODELS)
-        rows = value.get("data") if isinstance(value, dict) else None
-        if not isinstance(rows, list):
-            raise ServiceUnavailableError(
-                f"{self.config.name}: the list of models is of another form.",
-                hint="Check base_url.",
-            )
-        uris = [str(row.get("id")) for row in rows if isinstance(row, dict)]
+        found = values.rows(await self.wire.json("GET", _MODELS), self.config.name)
+        uris = [row["id"] for row in found]
         own = f"gpt://{self._known_folder}/"
         return sorted(uri.removeprefix(own) for uri in uris if uri.startswith(_TEXT_MODELS))
 
@@ -239,29 +215,29 @@ class _Answer:
         ------
         ServiceUnavailableError
             If it is of another form, or goes on with another text than it began with.
+        UnsupportedError
+            If the model wants a tool to be called.
         """
-        try:
+        with values.of_form("YandexGPT's", self.what):
             result = value.get("result", value)
             if "alternatives" not in result:
                 raise self._told(result)
             first = result["alternatives"][0]
-            text = first["message"].get("text") or ""
+            text = values.text(first["message"].get("text"))
             status = str(first.get("status") or "").removeprefix(_STATUS)
+            if status == _CALLED:
+                raise UnsupportedError(
+                    f"{self.what}: the model asks for a tool to be called, and gives no text."
+                )
             self.reason = _REASONS.get(status, "stop")
             self._count(result.get("usage") or {})
             return self._new(text)
-        except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:
-            if isinstance(error, ProviderError):
-                raise
-            raise ServiceUnavailableError(
-                f"{self.what}: the answer is not of YandexGPT's form ({type(error).__name__}).",
-                hint="Check base_url: another service may answer there.",
-            ) from None
 
     def _count(self, told: Mapping[str, Any]) -> None:
         if told:
             self.usage = Usage(
-                int(told.get("inputTextTokens") or 0), int(told.get("completionTokens") or 0)
+                values.count(told.get("inputTextTokens")),
+                values.count(told.get("completionTokens")),
             )
 
     def _new(self, text: str) -> str:

@@ -7,14 +7,14 @@ is that of https://docs.anthropic.com/en/api/messages, of the version 2023-06-01
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nbproviders.core.completion import FinishReason, Usage
 from nbproviders.core.params import Request
-from nbproviders.errors import InvalidRequestError, ServiceUnavailableError
+from nbproviders.errors import InvalidRequestError, UnsupportedError
+from nbproviders.runtimes.http import values
 
 VERSION = "2023-06-01"
 _REASONS: dict[str, FinishReason] = {
@@ -22,6 +22,7 @@ _REASONS: dict[str, FinishReason] = {
     "model_context_window_exceeded": "length",
     "refusal": "filtered",
 }
+_UNENDED = ("tool_use", "pause_turn")
 _SPELLED = {"stop": "stop_sequences"}
 _REFUSED = re.compile(
     r"(?i)\b(temperature|top_p|stop_sequences)[`'\"]?"
@@ -145,11 +146,16 @@ class Answer:
         ------
         ServiceUnavailableError
             If it is of another form.
+        UnsupportedError
+            If the turn is not over: the model wants a tool to be called.
         """
-        with self._formed():
+        with values.of_form("the messages", self.what):
             texts = [self._said(block) for block in message["content"]]
             self._ended(message)
-            return "".join(texts)
+            text = "".join(texts)
+            if self.reason is None and not text:
+                raise ValueError("it holds no completion")
+            return text
 
     def event(self, event: Any) -> str:
         """Take an event of a stream, and return the text in it; those of unknown types say nothing.
@@ -159,7 +165,7 @@ class Answer:
         ServiceUnavailableError
             If it is of another form.
         """
-        with self._formed():
+        with values.of_form("the messages", self.what):
             match event["type"]:
                 case "message_start":
                     self._count(event["message"].get("usage"))
@@ -194,11 +200,16 @@ class Answer:
         """Return the text of a block, or of a piece of one; thoughts are kept apart."""
         kind = block["type"]
         if kind in ("thinking", "thinking_delta"):
-            self._thoughts.append(_text(block["thinking"]))
-        return _text(block["text"]) if kind in ("text", "text_delta") else ""
+            self._thoughts.append(values.text(block["thinking"]))
+        return values.text(block["text"]) if kind in ("text", "text_delta") else ""
 
     def _ended(self, told: Mapping[str, Any]) -> None:
         reason = told.get("stop_reason")
+        if reason in _UNENDED:
+            raise UnsupportedError(
+                f"{self.what}: the model's turn is not over ({reason}), and the text not the answer.",
+                hint="For tools write: await m.messages.create(messages=…, tools=…).",
+            )
         if reason:
             self.reason = _REASONS.get(reason, "stop")
         self._count(told.get("usage"))
@@ -207,20 +218,4 @@ class Answer:
         """Take counts; each is of the whole request so far, and those not told have not changed."""
         for name, value in (told or {}).items():
             if name.endswith("_tokens") and value is not None:
-                self._counts[name] = int(value)
-
-    @contextmanager
-    def _formed(self) -> Iterator[None]:
-        try:
-            yield
-        except (AttributeError, TypeError, KeyError, ValueError) as error:
-            raise ServiceUnavailableError(
-                f"{self.what}: the answer is not of the messages form ({type(error).__name__}).",
-                hint="Check base_url: another service may answer there.",
-            ) from None
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("the text is no text")
-    return value
+                self._counts[name] = values.count(value)

@@ -17,13 +17,18 @@ from typing import Any
 from nbproviders.core.completion import FinishReason, Usage
 from nbproviders.core.params import Request
 from nbproviders.core.tokens import Token
-from nbproviders.errors import ServiceUnavailableError
+from nbproviders.errors import ServiceUnavailableError, UnsupportedError
+from nbproviders.runtimes.http import values
 
 _REASONS: dict[str, FinishReason] = {
     "length": "length",
+    "model_length": "length",  # Mistral: the context is full
     "content_filter": "filtered",
     "blacklist": "filtered",  # GigaChat
 }
+# It ended in the midst: OpenRouter and GigaChat; vLLM; DeepSeek.
+_BROKEN = frozenset({"error", "abort", "insufficient_system_resource"})
+_CALLED = frozenset({"tool_calls", "function_call"})
 _REFUSED = re.compile(
     r"(?i)unsupported (?:parameter|value)s?:? '(\w+)'|(?:unrecognized|unsupported|unknown) (?:request )?"
     r"(?:argument|parameter)s?(?: supplied)?:? '?(\w+)"
@@ -127,9 +132,16 @@ def body(
 
 @dataclass(slots=True)
 class Piece:
-    """What an answer, or one event of a stream, says."""
+    """What an answer, or one event of a stream, says.
+
+    Attributes
+    ----------
+    refused
+        Whether the text is a refusal to answer, which a stream tells before its end.
+    """
 
     text: str = ""
+    refused: bool = False
     reasoning: str = ""
     reason: FinishReason | None = None
     usage: Usage | None = None
@@ -149,29 +161,56 @@ def read(value: Any, what: str) -> Piece:
     Raises
     ------
     ServiceUnavailableError
-        If it is of another form.
+        If it is of another form, or the service says that it failed in the midst.
+    UnsupportedError
+        If the model wants a tool to be called, and no text is the answer.
     """
-    try:
+    with values.of_form("the chat-completions", what):
         piece = Piece(usage=_usage(value.get("usage")))
-        choices = value.get("choices")
-        if not choices:
+        # With n > 1, which a body of one's own may ask for, the events of all come mixed: the first counts.
+        choice = next((one for one in value.get("choices") or () if not one.get("index")), None)
+        if choice is None:
             return piece
-        choice = choices[0]
         said = choice.get("message") or choice.get("delta") or {}
-        piece.text = said.get("content") or said.get("refusal") or choice.get("text") or ""
-        piece.reasoning = said.get("reasoning_content") or said.get("reasoning") or ""
-        if not (isinstance(piece.text, str) and isinstance(piece.reasoning, str)):
-            raise TypeError("the text is no text")
-        reason = choice.get("finish_reason")
-        if reason:
-            piece.reason = "filtered" if said.get("refusal") else _REASONS.get(reason, "stop")
+        refusal = values.text(said.get("refusal"))
+        thought, text = _parts(said.get("content"))
+        piece.text = text or refusal or values.text(choice.get("text"))
+        piece.refused = bool(refusal)
+        told = said.get("reasoning_content") or said.get("reasoning")
+        piece.reasoning = values.text(told) or thought
+        piece.reason = _reason(choice.get("finish_reason"), what)
         piece.tokens = tuple(_tokens(choice.get("logprobs")))
-    except (AttributeError, TypeError, KeyError, IndexError, ValueError) as error:
-        raise ServiceUnavailableError(
-            f"{what}: the answer is not of the chat-completions form ({type(error).__name__}).",
-            hint="Check base_url: another service may answer there.",
-        ) from None
     return piece
+
+
+def _parts(content: Any) -> tuple[str, str]:
+    """Return thoughts and text of a content: a text, or parts as Mistral's reasoning models have it."""
+    if not isinstance(content, list):
+        return "", values.text(content)
+    thought = ""
+    text = ""
+    for part in content:
+        if part["type"] == "thinking":
+            thought += "".join(_parts(part["thinking"]))
+        elif part["type"] == "text":
+            text += values.text(part["text"])
+    return thought, text
+
+
+def _reason(told: Any, what: str) -> FinishReason | None:
+    if not told:
+        return None
+    if told in _BROKEN:
+        raise ServiceUnavailableError(
+            f"{what}: the service failed in the midst of its answer ({told}).",
+            hint="What came of it is incomplete; ask again.",
+        )
+    if told in _CALLED:
+        raise UnsupportedError(
+            f"{what}: the model asks for a tool to be called, and gives no text.",
+            hint="For tools write: await m.chat.completions.create(messages=…, tools=…).",
+        )
+    return _REASONS.get(told, "stop")
 
 
 def _usage(told: Any) -> Usage | None:
@@ -181,9 +220,9 @@ def _usage(told: Any) -> Usage | None:
     cached = details.get("cached_tokens") or told.get("prompt_cache_hit_tokens") or 0
     apart = told.get("precached_prompt_tokens") or 0  # GigaChat's prompt_tokens are those without
     return Usage(
-        int(told.get("prompt_tokens") or 0) + int(apart),
-        int(told.get("completion_tokens") or 0),
-        int(cached) + int(apart),
+        values.count(told.get("prompt_tokens")) + values.count(apart),
+        values.count(told.get("completion_tokens")),
+        values.count(cached) + values.count(apart),
     )
 
 
@@ -193,10 +232,13 @@ def _tokens(told: Any) -> Iterable[Token]:
         return
     if "tokens" in told:
         for text, logprob in zip(told["tokens"], told["token_logprobs"], strict=True):
-            yield Token(text, -1, math.nan if logprob is None else float(logprob))
+            yield Token(
+                values.text(text), -1, math.nan if logprob is None else values.logprob(logprob)
+            )
         return
     for one in told.get("content") or ():
-        yield Token(one["token"], int(one.get("id", -1)), float(one["logprob"]))
+        number = values.count(one["id"]) if one.get("id") is not None else -1
+        yield Token(values.text(one["token"]), number, values.logprob(one["logprob"]))
 
 
 class Reply(dict[str, Any]):

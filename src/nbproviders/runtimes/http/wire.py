@@ -27,6 +27,7 @@ from nbproviders.runtimes.http.call import Call, origin_of
 from nbproviders.runtimes.http.events import MAX_EVENT_BYTES, Event, Events, Lines, TooLong
 from nbproviders.runtimes.http.failures import connect_s
 from nbproviders.runtimes.http.pool import Pool, proxy_for
+from nbproviders.runtimes.http.values import parsed
 
 if TYPE_CHECKING:
     import aiohttp
@@ -139,8 +140,8 @@ class Wire:
         if not raw:
             return None
         try:
-            value = json.loads(raw)
-        except (ValueError, RecursionError):
+            value = parsed(raw)
+        except ValueError:
             raise failures.malformed(call, "is not JSON", raw) from None
         failure = failures.told_by(call, value, told)
         if failure is not None:
@@ -325,8 +326,8 @@ async def _no_events(call: Call, answer: Answer) -> ProviderError:
 def _value(call: Call, line: bytes, answer: Answer) -> Any:
     """Return the JSON value of a line; an error that it tells of is raised."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parsed(line)
+    except ValueError:
         raise failures.malformed(call, "has a line that is not JSON", line) from None
     failure = failures.told_by(call, value, answer.headers)
     if failure is not None:

@@ -8,8 +8,8 @@ from typing import Any
 from nbproviders.core.completion import Finish, FinishReason, Usage
 from nbproviders.core.params import Request
 from nbproviders.core.tokens import Token
-from nbproviders.errors import InvalidRequestError, ServiceUnavailableError, UnsupportedError
-from nbproviders.runtimes.ollama.failures import of_ollamas_form
+from nbproviders.errors import InvalidRequestError, UnsupportedError
+from nbproviders.runtimes.http import values
 
 _NS = 1e-9
 
@@ -106,17 +106,17 @@ class Answer:
         ServiceUnavailableError
             If it is of another form.
         """
-        with of_ollamas_form(self.what):
+        with values.of_form("Ollama's", self.what):
             said = value.get("message")
-            text = (value.get("response") if said is None else said.get("content")) or ""
-            thought = (value if said is None else said).get("thinking") or ""
-            if not (isinstance(text, str) and isinstance(thought, str)):
-                raise TypeError("the text is no text")
-            self._thoughts.append(thought)
+            text = values.text(value.get("response") if said is None else said.get("content"))
+            self._thoughts.append(values.text((value if said is None else said).get("thinking")))
             if text:  # the tokens of a thought are no part of the answer
                 self._first_s = self._first_s or now_s
                 told = value.get("logprobs") or ()
-                self._tokens += [Token(one["token"], -1, float(one["logprob"])) for one in told]
+                self._tokens += [
+                    Token(values.text(one["token"]), -1, values.logprob(one["logprob"]))
+                    for one in told
+                ]
             if value.get("done"):
                 self._end(value)
         return text
@@ -127,10 +127,10 @@ class Answer:
             raise ValueError("it answered another question")
         self.reason = "length" if why == "length" else "stop"
         self._usage = Usage(
-            int(value.get("prompt_eval_count") or 0), int(value.get("eval_count") or 0)
+            values.count(value.get("prompt_eval_count")), values.count(value.get("eval_count"))
         )
-        self._total_s = int(value.get("total_duration") or 0) * _NS
-        self._load_s = int(value.get("load_duration") or 0) * _NS
+        self._total_s = values.count(value.get("total_duration")) * _NS
+        self._load_s = values.count(value.get("load_duration")) * _NS
 
     def finish(self, request: Request, *, chat: bool) -> Finish:
         """Return the end of the answer to a request.
@@ -143,10 +143,7 @@ class Answer:
             If the request asked for probabilities, and none came.
         """
         if self.reason is None:
-            raise ServiceUnavailableError(
-                f"{self.what}: the stream ended before the completion did.",
-                hint="What came of it is incomplete; ask again.",
-            )
+            raise values.cut_off(self.what)
         if request.logprobs and self._first_s is not None and not self._tokens:
             raise UnsupportedError(
                 f"{self.what} told no probabilities.", hint="Ollama does from 0.12.11 on."

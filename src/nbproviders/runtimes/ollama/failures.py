@@ -17,29 +17,6 @@ _NOBODY = ("ClientConnectorError", "ClientConnectorDNSError")
 
 
 @contextmanager
-def of_ollamas_form(what: str) -> Iterator[None]:
-    """Turn what reading a value of another form raises into an error that says so.
-
-    Parameters
-    ----------
-    what
-        Who answered.
-
-    Raises
-    ------
-    ServiceUnavailableError
-        Instead of what was raised.
-    """
-    try:
-        yield
-    except (AttributeError, TypeError, KeyError, ValueError) as error:
-        raise ServiceUnavailableError(
-            f"{what}: the answer is not of Ollama's form ({type(error).__name__}).",
-            hint="Check base_url: another service may answer there.",
-        ) from None
-
-
-@contextmanager
 def explained(name: str) -> Iterator[None]:
     """Say of a failure what it means at an Ollama server.
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from nbproviders.runtimes.ollama.failures import of_ollamas_form
+from nbproviders.runtimes.http import values
 from nbproviders.runtimes.ollama.names import short
 
+_STATUS_CHARACTERS = 80
 _LOGPROBS_SINCE = (0, 12, 11)
 
 
@@ -87,14 +88,15 @@ class Pull:
 
     def take(self, value: Any, what: str) -> None:
         """Take in one line; for the arguments and the error see `loaded`."""
-        with of_ollamas_form(what):
-            self.status = str(value.get("status") or self.status)
+        with values.of_form("Ollama's", what):
+            told = values.text(value.get("status"))[:_STATUS_CHARACTERS]
+            self.status = "".join(c if c.isprintable() else " " for c in told) or self.status
             self.over = self.status == "success"
             digest = value.get("digest")
             if digest and value.get("total"):
                 self.status = "downloading"  # it says "pulling" and the digest
-                self._total[digest] = int(value["total"])
-                self._done[digest] = int(value.get("completed") or 0)
+                self._total[digest] = values.count(value["total"])
+                self._done[digest] = values.count(value.get("completed"))
 
 
 def loaded(value: Any, what: str) -> list[Loaded]:
@@ -112,13 +114,13 @@ def loaded(value: Any, what: str) -> list[Loaded]:
     ServiceUnavailableError
         If it is of another form.
     """
-    with of_ollamas_form(what):
+    with values.of_form("Ollama's", what):
         return [
             Loaded(
                 _name(row),
-                int(row.get("size") or 0),
-                int(row.get("size_vram") or 0),
-                int(row["context_length"]) if row.get("context_length") else None,
+                values.count(row.get("size")),
+                values.count(row.get("size_vram")),
+                values.count(row.get("context_length")) or None,
                 _time(row.get("expires_at")),
             )
             for row in value.get("models") or ()
@@ -127,15 +129,15 @@ def loaded(value: Any, what: str) -> list[Loaded]:
 
 def listed(value: Any, what: str) -> list[str]:
     """Return the names of the models in an answer to ``/api/tags``; else as `loaded`."""
-    with of_ollamas_form(what):
+    with values.of_form("Ollama's", what):
         return sorted(_name(row) for row in value.get("models") or ())
 
 
 def shown(value: Any, what: str) -> Shown:
     """Return what an answer to ``/api/show`` says; else as `loaded`."""
-    with of_ollamas_form(what):
+    with values.of_form("Ollama's", what):
         told: Mapping[str, Any] = value.get("model_info") or {}
-        limits = [int(told[name]) for name in told if name.endswith(".context_length")]
+        limits = [values.count(told[name]) for name in told if name.endswith(".context_length")]
         can = value.get("capabilities")
         return Shown(
             max(limits, default=None),
@@ -153,7 +155,10 @@ def tells_probabilities(value: Any) -> bool:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return short(str(row.get("name") or row["model"]))
+    name = short(values.text(row.get("name") or row["model"]))
+    if not name.isprintable():
+        raise ValueError("no name")
+    return name
 
 
 def _time(text: Any) -> datetime | None:
