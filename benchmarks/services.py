@@ -23,7 +23,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from multiprocessing.connection import Connection
-from typing import Any
 
 PROMPT = "What is the capital of France? " * 8
 KEY = "none"
@@ -44,22 +43,16 @@ StreamSide = Callable[[str], AbstractAsyncContextManager[Pieces]]
 
 
 def answer() -> bytes:
-    """Return a whole answer, as bytes of HTTP."""
+    """Return the JSON of a whole answer."""
     usage = {"prompt_tokens": 64, "completion_tokens": 64, "total_tokens": 128}
     message = {"role": "assistant", "content": "Paris. " * 32}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    body = json.dumps(
-        {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": MODEL}
-        | {"choices": [choice], "usage": usage}
-    ).encode()
-    head = (
-        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    head = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": MODEL}
+    return json.dumps({**head, "choices": [choice], "usage": usage}).encode()
 
 
-def stream() -> list[bytes]:
-    """Return a streamed answer: its head, then a piece for each event."""
+def events() -> list[bytes]:
+    """Return the events of a streamed answer."""
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": MODEL}
 
     def event(delta: dict[str, str], reason: str | None = None) -> bytes:
@@ -67,55 +60,37 @@ def stream() -> list[bytes]:
         return f"data: {json.dumps({**head, 'choices': [choice]})}\n\n".encode()
 
     usage = {"prompt_tokens": 64, "completion_tokens": STREAM_TOKENS, "total_tokens": 264}
-    events = [event({"role": "assistant", "content": ""})]
-    events += [event({"content": " word"}) for _ in range(STREAM_TOKENS)]
-    events += [event({}, "stop")]
-    events += [f"data: {json.dumps({**head, 'choices': [], 'usage': usage})}\n\n".encode()]
-    events += [b"data: [DONE]\n\n"]
-    chunks = [f"{len(one):x}\r\n".encode() + one + b"\r\n" for one in events]
-    first = (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
-    return [first + chunks[0], *chunks[1:-1], chunks[-1] + b"0\r\n\r\n"]
-
-
-class Server(asyncio.Protocol):
-    """Reads as much of HTTP as it has to, so that it is no bottleneck."""
-
-    whole, pieces = answer(), stream()
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport, self.buffer = transport, b""
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
-            head = self.buffer[:end].lower()
-            place = head.find(b"content-length:")
-            length = int(head[place + 15 :].partition(b"\r")[0]) if place >= 0 else 0
-            if len(self.buffer) < end + 4 + length:
-                return
-            body = self.buffer[end + 4 : end + 4 + length]
-            self.buffer = self.buffer[end + 4 + length :]
-            if b'"stream":true' in body.replace(b" ", b""):
-                self.sending = asyncio.ensure_future(self.send())
-            else:
-                self.transport.write(self.whole)
-
-    async def send(self) -> None:
-        """Send an event at a time, and let the other streams have their turn."""
-        for piece in self.pieces:
-            self.transport.write(piece)
-            await asyncio.sleep(0)
+    told = [event({"role": "assistant", "content": ""})]
+    told += [event({"content": " word"}) for _ in range(STREAM_TOKENS)]
+    told += [event({}, "stop")]
+    told += [f"data: {json.dumps({**head, 'choices': [], 'usage': usage})}\n\n".encode()]
+    return [*told, b"data: [DONE]\n\n"]
 
 
 def serve(told: Connection) -> None:
-    """Answer until the process is ended."""
+    """Answer chat calls until the process is ended."""
+    from aiohttp import web
+
+    whole, pieces = answer(), events()
+
+    async def chat(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if not body.get("stream"):
+            return web.Response(body=whole, content_type="application/json")
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0)  # the other streams have their turn
+        return response
 
     async def run() -> None:
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(Server, "127.0.0.1", 0, backlog=1024)
-        told.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", chat)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+        told.send(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
         await asyncio.Event().wait()
 
     asyncio.run(run())
@@ -219,13 +194,15 @@ async def rate(ask: Ask, calls: int, at_once: int) -> float:
 
 
 async def compare_rate(url: str, calls: int, at_once: int) -> float:
-    """Return cells a second of a comparison, its table included."""
+    """Return cells a second of a comparison."""
     import nbproviders as nbp
 
     provider = nbp.create_provider("openai", base_url=url, api_key=KEY, parallel=at_once)
-    began_s = time.perf_counter()
-    result = await nbp.compare([provider.model(MODEL)], [PROMPT] * calls, progress=False)
-    took_s = time.perf_counter() - began_s
+    async with provider.model(MODEL) as m:
+        await nbp.compare([m], [PROMPT] * at_once, progress=False)  # connections are made
+        began_s = time.perf_counter()
+        result = await nbp.compare([m], [PROMPT] * calls, progress=False)
+        took_s = time.perf_counter() - began_s
     assert result.frame["error"].isna().all()
     nbp.unload_all()
     return calls / took_s
@@ -233,7 +210,6 @@ async def compare_rate(url: str, calls: int, at_once: int) -> float:
 
 async def side_rate(name: str, url: str, calls: int, at_once: int) -> float:
     if name == "compare":
-        await compare_rate(url, at_once, at_once)
         return await compare_rate(url, calls, at_once)
     async with SIDES[name][1](url, at_once) as ask:
         await rate(ask, at_once, at_once)  # connections are made
@@ -377,7 +353,7 @@ async def measure(url: str, options: argparse.Namespace) -> None:
 def main() -> None:
     """Start the server and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=4096)
+    parser.add_argument("--calls", type=int, default=8192)
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")

@@ -13,6 +13,7 @@ from nbproviders.catalog.services import SERVICES
 from nbproviders.errors import ProviderError
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.memory import BUDGET_VARIABLE
+from tests.leaks import Leaks
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +47,16 @@ def nothing_left() -> Iterator[None]:
             session.unload_all(force=True, timeout_s=20)
         except ProviderError:  # the test was about a closing that fails, and has seen it
             return
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Leaks(config), "leaks")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_key_gets_out(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """At the session's end no file, log or output holds a fake key."""
+    leaks = request.config.pluginmanager.get_plugin("leaks")
+    leaks.folder = tmp_path_factory.getbasetemp()

@@ -176,8 +176,10 @@ class HostedProvider(BaseProvider):
     @property
     def base_url(self) -> str:
         """Where it is: as configured, else by the environment, else the service's own address."""
+        if self.config.base_url:
+            return self.config.base_url
         named = os.environ.get(self.service.url_variable, "") if self.service.url_variable else ""
-        return self.config.base_url or named.rstrip("/") or self.service.base_url
+        return named.rstrip("/") or self.service.base_url
 
     @property
     def wire(self) -> Wire:

@@ -208,8 +208,11 @@ class ServiceModel(Model):
         if self._complete is None:
             return await super().generate(request)
         began_s = time.perf_counter()
-        with asking(self._provider, self.info.spec):
+        try:
             text, end = await self._complete(request)
+        except Exception:  # mapped where it is rare: each answer comes this way
+            with asking(self._provider, self.info.spec):
+                raise
         took_s = time.perf_counter() - began_s
         return Completion(
             text,

@@ -262,8 +262,11 @@ async def score(model: Model, request: Request, continuation: str) -> Score:
 
 async def answer(model: Model, request: Request) -> Completion:
     """Return the completion of one request; whatever the model raises is one of our errors."""
-    with mapped(model.info.spec):
+    try:
         return await model.generate(request)
+    except (Exception, SystemExit):  # mapped where it is rare: each answer comes this way
+        with mapped(model.info.spec):
+            raise
 
 
 async def generate_all(

@@ -178,7 +178,7 @@ def as_request(
                 hint="Write params=nbp.GenerationParams(temperature=0), or temperature=0 itself.",
             )
         params = GenerationParams(**params)
-    merged = (params or GenerationParams()).merged(**overrides)
+    merged = (params or _UNSAID).merged(**overrides)
     chat = False if raw else None
     return Request(_checked(prompt), merged, chat, whole, logprobs=logprobs)
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from nbproviders.errors import scrub
@@ -81,6 +82,7 @@ def _parts(value: str) -> Iterator[str]:
     yield from (part for part in found if len(part) >= _LEAST)
 
 
+@lru_cache(maxsize=256)
 def origin_of(url: str) -> tuple[str, str, int, bool]:
     """Return scheme, host and port of a URL, and whether it names a user.
 

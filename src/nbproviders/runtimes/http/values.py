@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 from nbproviders.errors import ProviderError, ServiceUnavailableError
 
 MOST_TOKENS = 2**53  # what a float still counts exactly; no service counts so far
+_UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _HALVES = re.compile(r"(?i)\\ud[89a-f]")
 _HALVES_IN_BYTES = re.compile(rb"(?i)\\ud[89a-f]|\xed[\xa0-\xbf]")
 
@@ -64,31 +71,43 @@ def event(data: str, what: str) -> Any:
         ) from None
 
 
-@contextmanager
-def of_form(form: str, what: str) -> Iterator[None]:
-    """Turn what reading a value of another form raises into an error that says so.
+class of_form:  # noqa: N801  # used as a function is
+    """``with of_form(form, what):`` turns what reading a value raises into an error that says so.
+
+    A class, since every answer and every event is read inside one.
+
+    Parameters
+    ----------
+    form
+        What it should be, for the error.
+    what
+        Who sent it.
 
     Raises
     ------
     ServiceUnavailableError
         Instead of what was raised.
     """
-    try:
-        yield
-    except ProviderError:
-        raise
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise ServiceUnavailableError(
-            f"{what}: the answer is not of {form} form ({type(error).__name__}).",
-            hint="Check base_url: another service may answer there.",
-        ) from None
+
+    __slots__ = ("_form", "_what")
+
+    def __init__(self, form: str, what: str) -> None:
+        self._form, self._what = form, what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, _UNREADABLE) and not isinstance(error, ProviderError):
+            raise ServiceUnavailableError(
+                f"{self._what}: the answer is not of {self._form} form ({type(error).__name__}).",
+                hint="Check base_url: another service may answer there.",
+            ) from None
 
 
 def text(value: Any) -> str:

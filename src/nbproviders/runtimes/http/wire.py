@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 # A service that sends a little from time to time is never silent; a whole answer takes no more than this.
 WHOLE_TIMEOUTS = 10
 _JSON, _EVENTS, _LINES = "application/json", "text/event-stream", "application/x-ndjson"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _NO_EVENTS = frozenset({_JSON, "text/html"})
 
@@ -345,8 +346,7 @@ def _data(
     if body is None:
         return None, {}
     try:
-        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        data = text.encode()
+        data = _ENCODER.encode(body).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(
             call.says(f"what was to be sent cannot be written as JSON ({type(error).__name__})."),
