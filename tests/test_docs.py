@@ -17,6 +17,7 @@ import pytest
 import nbproviders as nbp
 from nbproviders.catalog.services import SERVICES
 from nbproviders.providers.llamacpp import LlamaCppProvider
+from nbproviders.runtimes.process.state import STATE_VARIABLE
 from tests.services.anthropic import AnthropicServer
 from tests.services.gigachat import GigaChatServer
 from tests.services.keys import FAKE
@@ -26,6 +27,8 @@ from tests.services.server import LocalServer
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 PROVIDERS = sorted((DOCS / "providers").glob("*.md"))
+# Providers whose packages may be missing, and whose pages then cannot run.
+LOCAL = ("llama-cpp", "llama-server", "optimized", "transformers", "transformers-serve")
 LINK = re.compile(r"\]\(([^)#\s]+)\)")
 ROW = re.compile(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", re.MULTILINE)
 
@@ -68,12 +71,13 @@ def on_one_line(text: str) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 async def test_code_runs(page, servers, tmp_path, monkeypatch):
     """The Python blocks of a page run one after another, as cells do, in an empty folder, offline."""
-    if page in PROVIDERS and page.stem in ("llama-cpp", "optimized", "transformers"):
+    if page in PROVIDERS and page.stem in LOCAL:
         found = nbp.list_available()[page.stem]
         if not found.available:
             pytest.skip(found.reason)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "state"))
     for variable, value in servers.items():
         monkeypatch.setenv(variable, value)
     names: dict[str, Any] = {}

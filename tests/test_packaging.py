@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
@@ -23,13 +24,18 @@ def name_of(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", found[0]).lower()
 
 
+def inner_of(requirement: str) -> list[str]:
+    """Return the extras that a requirement ``name[one,two]`` asks for."""
+    inner = requirement[requirement.index("[") + 1 : requirement.index("]")]
+    return [extra.strip() for extra in inner.split(",")]
+
+
 def asked_by(extra: str) -> set[str]:
     """Return the distributions of an extra, those of the extras it refers to included."""
     names: set[str] = set()
     for requirement in EXTRAS[extra]:
         if name_of(requirement) == "nbproviders":
-            inner = requirement[requirement.index("[") + 1 : requirement.index("]")]
-            names |= {name for other in inner.split(",") for name in asked_by(other.strip())}
+            names |= {name for other in inner_of(requirement) for name in asked_by(other)}
         else:
             names.add(name_of(requirement))
     return names
@@ -133,9 +139,32 @@ def test_readme_extras_need_no_compiler(extra: str) -> None:
 def test_no_name_in_two_extras() -> None:
     """Each third-party name sits in one extra, so that it has one bound to keep."""
     core = [name_of(requirement) for requirement in PROJECT["dependencies"]]
-    named = [name_of(line) for lines in EXTRAS.values() for line in lines]
-    names = [*core, *(name for name in named if name != "nbproviders")]
-    assert sorted(names) == sorted(set(names))
+    named = [name_of(line) for lines in EXTRAS.values() for line in lines if "[" not in line]
+    assert sorted([*core, *named]) == sorted({*core, *named})
+
+
+def test_more_of_a_distribution_is_asked_for_beside_it() -> None:
+    """``name[extra]`` is more of one dependency: the extra refers to another one that has its bound."""
+    for extra, lines in EXTRAS.items():
+        more = [line for line in lines if "[" in line and name_of(line) != "nbproviders"]
+        wrong = [line for line in more if not line.endswith("]")]
+        assert wrong == [], "it has a bound of its own"
+        referred = [line for line in lines if name_of(line) == "nbproviders"]
+        bound = set().union(*(asked_by(name) for line in referred for name in inner_of(line)))
+        assert {name_of(line) for line in more} <= bound, extra
+
+
+@pytest.mark.parametrize("asked", ["llama-cpp-python[server]", "transformers[serving]"])
+def test_pins_cover_what_extras_of_others_bring(asked: str) -> None:
+    """What ``name[extra]`` adds to a distribution is pinned with it."""
+    assert asked in [line for lines in EXTRAS.values() for line in lines]
+    try:
+        lines = metadata.requires(name_of(asked)) or []
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{name_of(asked)} is not installed")
+    of_extra = [line for line in lines if re.search(rf"extra == ['\"]{inner_of(asked)[0]}", line)]
+    assert of_extra
+    assert {name_of(line) for line in of_extra} - set(pins()) == set()
 
 
 def test_pins_are_exact_and_public() -> None:
@@ -152,8 +181,9 @@ def test_pins_are_exact_and_public() -> None:
 def test_pins_cover_what_is_asked_for() -> None:
     """Every distribution of the core and of all extras is pinned."""
     asked = {name_of(requirement) for requirement in PROJECT["dependencies"]}
-    # unsloth pins a torch of its own: the two cannot share a set of versions.
-    asked |= {name for extra in EXTRAS if extra != "unsloth" for name in asked_by(extra)}
+    # These two pin a torch of their own: nothing can share a set of versions with them.
+    shared = [extra for extra in EXTRAS if extra not in ("unsloth", "vllm")]
+    asked |= {name for extra in shared for name in asked_by(extra)}
     assert asked - set(pins()) == set()
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from nbproviders.authoring.options import Option
 from nbproviders.core.spec import ResourceKey
-from nbproviders.providers.servers import ServerProvider
+from nbproviders.errors import ConfigurationError
+from nbproviders.providers.servers import Placed, ServerProvider
+from nbproviders.providers.speakers import Speaker, TransformersSpeaker
 from nbproviders.providers.transformers import meant
 from nbproviders.runtimes import checkpoints
+
+_QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 
 
 class TransformersServeProvider(ServerProvider):
@@ -24,10 +30,10 @@ class TransformersServeProvider(ServerProvider):
     name = "transformers-serve"
     program = ("-m", "transformers.cli.transformers", "serve")
     packages = ("transformers", "torch", "fastapi", "uvicorn")
-    extra = "transformers-serve"
+    requirement = ("transformers[serving]", "transformers-serve")
+    speaker = TransformersSpeaker
     probe = "/health"
     gate = True
-    can = frozenset({"chat", "proxy"})
     options: ClassVar[dict[str, Option]] = {
         **ServerProvider.options,
         "device": Option((str,), "auto", "cpu, cuda:0 …, or auto: the best there is."),
@@ -40,6 +46,11 @@ class TransformersServeProvider(ServerProvider):
 
     def _key(self, model: str, values: dict[str, Any]) -> tuple[ResourceKey, tuple[Any, ...]]:
         key, watched = super()._key(meant(model), values)
+        if values["quantization"] not in (None, *_QUANTIZATIONS):
+            raise ConfigurationError(
+                f"quantization={values['quantization']!r} is not one of {', '.join(_QUANTIZATIONS)}.",
+                hint="Other forms are for the provider transformers.",
+            )
         folder = checkpoints.folder_of(key.model, None)
         if values["base_url"] or folder is None or not folder.is_dir():
             return key, watched
@@ -50,8 +61,12 @@ class TransformersServeProvider(ServerProvider):
             checkpoints.watched(folder),
         )
 
-    def _arguments(self, model: str, values: Mapping[str, Any], port: int) -> Sequence[str]:
-        told = [model, "--host", "127.0.0.1", "--port", str(port)]
+    async def _context(self, placed: Placed, speaker: Speaker) -> int | None:
+        """Return what the configuration says, which is here by now."""
+        return await asyncio.to_thread(_trained, placed.model)
+
+    def _arguments(self, placed: Placed, values: Mapping[str, Any], port: int) -> Sequence[str]:
+        told = [placed.model, "--host", "127.0.0.1", "--port", str(port)]
         for name in ("device", "dtype", "quantization", "attn_implementation"):
             if values[name] is not None:
                 told += [f"--{name.replace('_', '-')}", str(values[name])]
@@ -59,3 +74,17 @@ class TransformersServeProvider(ServerProvider):
             if values[name]:
                 told.append(f"--{name.replace('_', '-')}")
         return told
+
+
+def _trained(model: str) -> int | None:
+    """Return how many tokens a checkpoint that is here was trained for; None if it does not say."""
+    folder = checkpoints.folder_of(model, None)
+    try:
+        told = json.loads((folder / "config.json").read_text("utf-8")) if folder else {}
+    except (OSError, ValueError):  # the server's own trouble, and it runs
+        return None
+    for values in (told.get("text_config") or {}, told):
+        for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx"):
+            if isinstance(values.get(name), int):
+                return int(values[name])
+    return None

@@ -74,3 +74,22 @@ async def test_evicting_ends_an_idle_one_and_waits_for_a_busy_one() -> None:
     assert not one.alive
     assert two.alive
     await two.stop()
+
+
+async def test_one_that_is_being_evicted_is_not_handed_out() -> None:
+    """While it is ended for another it counts as ended: who asks for it starts it anew, in its turn."""
+    asked = {"ready": healthy, "timeout_s": BOUND_S, "progress": Progress(), "exclusive": "cuda:0"}
+    last = "threading.Timer(0.7, os._exit, (0,)).start()"
+    slow = program(f"import threading\nsignal.signal(15, lambda *_: {last})\nserve()")
+    one = await server.start("first", slow, identity="a", **asked)  # type: ignore[arg-type]
+    await asyncio.sleep(1.1)  # one that is just ready is left to whoever asked for it
+    other = asyncio.create_task(start("second", policy="evict"))
+    while one.alive:
+        await asyncio.sleep(0.01)
+    assert await healthy(one.base_url, one.key)  # it has not ended yet
+    again = asyncio.create_task(server.start("first", slow, identity="a", **asked))  # type: ignore[arg-type]
+    two = await other
+    await two.stop()
+    three = await again
+    assert three.pid != one.pid
+    await three.stop()

@@ -73,6 +73,12 @@ class ManagedServer:
         """Whether it outlives its owners for a while."""
         return self._running.record.keep_s > 0
 
+    async def ended(self, within_s: float) -> bool:
+        """Whether the server has ended, or does so within some seconds; awaited on the engine's loop."""
+        if self.alive:
+            await self._running.channel.event("ended", within_s)
+        return not self.alive
+
     def tail(self, lines: int = 20) -> str:
         """Return the last lines of its output without keys, also after its end."""
         told = self._running.channel.told("ended")

@@ -45,13 +45,14 @@ class Command:
     argv
         Program and arguments; no shell.
     env
-        Added to the kernel's environment. The place for a key: other users of the machine can read arguments.
+        Added to the kernel's environment; what is None there is taken out of it. The place for a key: other
+        users of the machine can read arguments.
     gate
         Whether the server knows no keys, so that ours are checked before it.
     """
 
     argv: Sequence[str]
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
     gate: bool = False
 
 
@@ -86,6 +87,7 @@ class Running:
         self.owners = 0
         self.uses = 0
         self.used_s = time.monotonic()
+        self._ending = False
 
     @property
     def folder(self) -> Path:
@@ -94,11 +96,13 @@ class Running:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs."""
-        return not self.channel.over and self.channel.told("ended") is None
+        """Whether it still runs, and nobody is ending it."""
+        over = self._ending or self.channel.over
+        return not over and self.channel.told("ended") is None
 
     async def end(self) -> None:
         """End it for everyone, and return when nothing of it is left."""
+        self._ending = True
         await end(self.channel, self.root, self.grace_s)
 
 
@@ -189,7 +193,7 @@ class _Attempt:
             port=self.port,
             gate=self.command.gate,
             argv=[str(one) for one in self.command.argv],
-            env={**os.environ, **self.command.env},
+            env={k: v for k, v in {**os.environ, **self.command.env}.items() if v is not None},
         )
         started = await self._turn()
         base_url = f"http://{ports.LOOPBACK}:{started['gate'] or self.port}"
