@@ -274,6 +274,21 @@ async def test_one_that_died_is_started_again_once(
         assert "loading shard 1 of 2 ****" in told
 
 
+async def test_a_restart_outlives_who_asked_first(note: Path) -> None:
+    """A start that several calls wait for goes on though the first of them is stopped."""
+    async with provider("--note", note, "--load-s", 0.5).model("demo-m") as m:
+        model = served(m)
+        os.kill(model.server.pid, 9)
+        soon(lambda: not model.server.alive)
+        first, *others = [asyncio.ensure_future(m.generate(f"call {n}")) for n in range(4)]
+        while len(starts(note)) < 2:
+            await asyncio.sleep(0.01)
+        first.cancel()
+        assert await asyncio.gather(*others) == ["call 1", "call 2", "call 3"]
+        assert first.cancelled()
+        assert len(starts(note)) == 2
+
+
 @pytest.mark.parametrize("whole", [True, False])
 async def test_death_in_mid_call(whole: bool, note: Path) -> None:
     """A call that the server's end breaks off fails with its last lines; the next call works."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
@@ -48,7 +47,7 @@ class ServerModel(Model):
         speak: Callable[[ManagedServer], Speaker],
     ) -> None:
         self._start, self._speak = start, speak
-        self._lock = asyncio.Lock()
+        self._mourned: ManagedServer | None = None
         self._closed = False
         self._context_tokens: int | None = None
         self._take(server)
@@ -128,17 +127,31 @@ class ServerModel(Model):
 
     async def _running(self) -> tuple[ManagedServer, Model]:
         """Return the server and its model; one that has died is started again, once for all who ask."""
-        if not self._server.alive:
-            async with self._lock:
-                if self._closed:
-                    raise ClosedError(f"{self.info.spec} was closed.", hint="Open the model again.")
-                if not self._server.alive:
-                    logger.warning(
-                        "%s had ended and is started again. %s", self.info.spec, _said(self._server)
-                    )
-                    await self._left()
-                    self._take(await self._start(Progress()))
+        while not self._server.alive:
+            ended = self._server
+            self._check_open()
+            if self._mourned is not ended:
+                self._mourned = ended
+                logger.warning(
+                    "%s had ended and is started again. %s", self.info.spec, _said(ended)
+                )
+            # One start for all who wait; it goes on while one of them is not cancelled.
+            started = await self._start(Progress())
+            if self._closed or self._server is not ended:  # closed meanwhile, or another was first
+                await started.release()
+                self._check_open()
+                continue
+            left = self._inner
+            self._take(started)
+            try:
+                await left.aclose()
+            finally:
+                await ended.release()
         return self._server, self._inner
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self.info.spec} was closed.", hint="Open the model again.")
 
     async def _explained(self, server: ManagedServer, error: ProviderError) -> ProviderError:
         """Return the error of a call; of one that the server's end broke off, with its last lines."""
@@ -153,19 +166,15 @@ class ServerModel(Model):
             hint="The next call starts it again.",
         )
 
-    async def _left(self) -> None:
-        try:
-            await self._inner.aclose()
-        finally:
-            await self._server.release()
-
     async def aclose(self) -> None:
         """Give the server up; nobody else's is ended, a kept one's clock starts."""
         if self._closed:
             return
-        self._closed = True
-        async with self._lock:  # one that is just being started again is given up as well
-            await self._left()
+        self._closed = True  # a call that is just starting it again gives that one up
+        try:
+            await self._inner.aclose()
+        finally:
+            await self._server.release()
 
 
 def _said(server: ManagedServer) -> str:
