@@ -72,6 +72,12 @@ def event(value: object, name: str = "") -> bytes:
     return f"{head}data: {json.dumps(value)}\n\n".encode()
 
 
+async def _until_a_date(request: web.Request) -> web.StreamResponse:
+    # made when it is asked: the tests may have been collected long before
+    date = formatdate(time.time() + 3600, usegmt=True)
+    return web.Response(status=429, headers={"Retry-After": date})
+
+
 async def _redirects(request: web.Request) -> web.StreamResponse:
     return web.Response(
         status=307, headers={"Location": f"http://user:{KEY}@localhost:9/x?key={KEY}"}
@@ -104,8 +110,7 @@ STATUSES = [
     Row("429 for seconds", answers(openai("Slow down"), 429, headers={"Retry-After": "7"}), RateLimitError,
         again=True, retry_after_s=7),
     Row("429 until a date",
-        answers(b"", 429, headers={"Retry-After": formatdate(time.time() + 3600, usegmt=True)}),
-        RateLimitError, again=True, retry_after_s=3600),
+        _until_a_date, RateLimitError, again=True, retry_after_s=3600),
     Row("429 of a used-up quota",
         answers(openai("You exceeded your current quota", "insufficient_quota", "insufficient_quota"), 429,
                 headers={"Retry-After": "1"}),
