@@ -13,7 +13,7 @@ import pytest
 
 from nbproviders import demo, registry
 from nbproviders.catalog import ollama
-from nbproviders.widgets import models
+from nbproviders.widgets import models, on_disk
 from nbproviders.widgets.picker import ModelPicker
 
 BOUND_S = 60.0
@@ -176,6 +176,27 @@ def test_a_broken_settings_file_is_told(
     assert "not valid TOML" in labels(one)[0]
     one._model.value = "other"
     assert one.spec == "echo:other"
+
+
+def test_a_search_that_ends_meanwhile_takes_no_choice_back(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code chooses while the search is about to end: what stood there before does not come back."""
+    go_on, find = threading.Event(), on_disk._found
+
+    def late() -> list[on_disk.Found]:
+        assert go_on.wait(BOUND_S)
+        return find()
+
+    monkeypatch.setattr(on_disk, "_found", late)
+    one = ModelPicker("transformers:demo-m")
+    with one.hold_trait_notifications():  # chosen, and the fields do not know it yet
+        one.spec = "echo:special"
+        go_on.set()
+        assert one._found.wait(BOUND_S)
+    assert one.spec == "echo:special"
+    assert (one._provider.value, one._model.value, one._found.value) == ("echo", "special", "")
+    one.close()
 
 
 async def test_looking_does_not_block(home: Path) -> None:

@@ -47,6 +47,8 @@ class OnDisk(widgets.Dropdown):  # type: ignore[misc]  # ipywidgets is not typed
         Where it may be changed.
     listed
         Called when the search is over.
+    picked
+        Called with the reference that a person chose; what `show` chooses is no news.
 
     Attributes
     ----------
@@ -56,14 +58,23 @@ class OnDisk(widgets.Dropdown):  # type: ignore[misc]  # ipywidgets is not typed
         What the last search found.
     """
 
-    def __init__(self, home: Home, listed: Callable[[], object], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        home: Home,
+        listed: Callable[[], object],
+        picked: Callable[[str], object],
+        **kwargs: Any,
+    ) -> None:
         self.found: tuple[Found, ...] = ()
         self._chosen = ""
+        self._showing = False
         self._shown: tuple[tuple[str, str], ...] = ()
         self._listed = listed
         self._looks: Job[list[Found]] = Job(self._changed, home=home)
         super().__init__(**kwargs)
         self._changed()
+        self._home, self._picked = home, picked
+        self.observe(self._valued, "value")
 
     def look(self) -> None:
         """Start to look for models; what is there already stays meanwhile."""
@@ -76,7 +87,11 @@ class OnDisk(widgets.Dropdown):  # type: ignore[misc]  # ipywidgets is not typed
     def show(self, spec: str) -> None:
         """Show what is chosen, if it is among these."""
         self._chosen = spec
-        self.value = spec if any(spec == value for _, value in self._shown) else ""
+        self._showing = True
+        try:
+            self.value = spec if any(spec == value for _, value in self._shown) else ""
+        finally:
+            self._showing = False
 
     def names(self, provider: str) -> list[str]:
         """Return the models of a provider, by the name that it takes."""
@@ -86,6 +101,10 @@ class OnDisk(widgets.Dropdown):  # type: ignore[misc]  # ipywidgets is not typed
         """Stop looking, and take it off the page."""
         self._looks.stop()
         super().close()
+
+    def _valued(self, _: object) -> None:
+        if not self._showing:
+            self._home.call(self._picked, self.value)
 
     def _take(self, found: Sequence[Found]) -> None:
         self.found = tuple(found)

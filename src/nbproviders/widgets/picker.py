@@ -118,8 +118,10 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
     # The parts
 
     def _build(self) -> None:
-        listed = partial(OnDisk, self._home, self._suggest_found)
-        self._found = _field(listed, "On disk", "Models on this machine; choose one to fill in all")
+        on_disk = partial(OnDisk, self._home, self._suggest_found, self._take_found)
+        self._found = _field(
+            on_disk, "On disk", "Models on this machine; choose one to fill in all"
+        )
         self._provider = _field(widgets.Dropdown, "Provider", "Who runs the model")
         self._model = _field(
             widgets.Combobox,
@@ -150,7 +152,6 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             button.on_click(lambda _, action=action: self._home.call(action))
         for field in (self._provider, self._model, self._options):
             field.observe(lambda _: self._home.call(self._read), "value")
-        self._found.observe(lambda _: self._home.call(self._take_found), "value")
         self._code.observe(lambda _: self._home.call(self._show_code), "value")
 
     def _children(self) -> list[Any]:
@@ -186,8 +187,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             named = [*models.suggestions(provider), *self._found.names(provider)]
             self._model.options = list(dict.fromkeys(named))
 
-    def _take_found(self) -> None:
-        spec: str = self._found.value
+    def _take_found(self, spec: str) -> None:
         if not spec or spec == self.spec or self._busy:
             return
         provider = spec.partition(":")[0]
@@ -204,7 +204,10 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         return ModelSpec.parse(text, registry.names()).text if text else ""
 
     @traitlets.observe("spec")
-    def _fill(self, _: object) -> None:
+    def _spec_changed(self, _: object) -> None:
+        self._home.call(self._fill)  # any thread may set it, also while a search ends at home
+
+    def _fill(self) -> None:
         if self._filling:
             return
         provider, model, query = self._provider.value, "", ""
