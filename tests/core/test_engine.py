@@ -19,6 +19,7 @@ import pytest
 from nbproviders.core import engine as engines
 from nbproviders.core.engine import Engine, Mailbox
 from nbproviders.errors import ClosedError, ConfigurationError, ProviderError, TimeoutError
+from tests.interrupted import interrupted
 from tests.scripted import BOUND_S, Gate, happened, joined
 
 
@@ -183,6 +184,31 @@ def test_waiting_has_an_end(engine: Engine) -> None:
     assert cancelled.wait(BOUND_S)
 
 
+def test_ctrl_c_at_any_line_leaves_nothing_running(engine: Engine) -> None:
+    """A Stop that comes while a call is still on its way over the border cancels it as well."""
+    running = 0
+
+    async def endless() -> None:
+        nonlocal running
+        running += 1
+        try:
+            await asyncio.sleep(BOUND_S)
+        finally:
+            running -= 1
+
+    async def idle() -> None:
+        while running:
+            await asyncio.sleep(0.001)
+
+    places = set()
+    for line in range(1, 40):
+        with pytest.raises(KeyboardInterrupt), interrupted(line, engines) as functions:
+            engine.wait(endless)
+        places.add(functions[-1])
+        engine.wait(idle, BOUND_S)
+    assert places >= {"wait", "post", "_result"}
+
+
 def test_the_works_own_timeout_is_not_ours(engine: Engine) -> None:
     """A TimeoutError raised by the work arrives as it is, however long the wait might be."""
 
@@ -313,15 +339,22 @@ def _scheduled() -> list[Any]:
     return list(asyncio.get_running_loop()._scheduled)  # type: ignore[attr-defined]
 
 
-async def test_what_finalizers_post_is_done(engine: Engine) -> None:
-    """A finalizer's call reaches the engine without any lock of ours."""
-    done = threading.Event()
-    engine._mailbox._lock.acquire()
-    try:
-        engine.post_from_finalizer(done.set)
-        await happened(done)
-    finally:
-        engine._mailbox._lock.release()
+async def test_what_finalizers_post_is_done(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer's call reaches the engine, also one that runs while its own thread is posting."""
+    posted, finalized = threading.Event(), threading.Event()
+    wake = engine._loop.call_soon_threadsafe
+
+    def collecting(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        engine.post_from_finalizer(finalized.set)
+        return wake(*arguments)
+
+    monkeypatch.setattr(engine._loop, "call_soon_threadsafe", collecting)
+    engine.post(posted.set)
+    await happened(posted)
+    await happened(finalized)
 
 
 def test_closing_runs_what_was_left_for_the_end() -> None:

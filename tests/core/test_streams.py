@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from nbproviders.core import engine
+from nbproviders.core import engine, streams
 from nbproviders.core.client import Client, SyncClient
 from nbproviders.core.completion import Chunk
 from nbproviders.errors import (
@@ -18,6 +18,7 @@ from nbproviders.errors import (
     ServiceUnavailableError,
     TimeoutError,
 )
+from tests.interrupted import interrupted
 from tests.scripted import BOUND_S, Gate, ScriptedModel, happened, settled
 
 
@@ -125,6 +126,21 @@ def test_closing_a_blocking_stream() -> None:
     with SyncClient(model, nothing).stream("never read") as unread:
         pass
     assert list(unread) == []
+
+
+def test_ctrl_c_at_any_line_of_a_blocking_stream_cancels() -> None:
+    """Wherever the first read is stopped, the model is not left at work, and nothing more is read."""
+    places = set()
+    for line in range(1, 40):
+        gate = Gate()
+        model = ScriptedModel(gate=gate)
+        stream = SyncClient(model, nothing).stream("one two")
+        with pytest.raises(KeyboardInterrupt), interrupted(line, engine, streams) as functions:
+            next(stream)
+        places.add(functions[-1])
+        settled()
+        assert not gate.reached.is_set() or model.cancelled.wait(BOUND_S)
+    assert places >= {"__next__", "post", "_get"}
 
 
 async def test_cancelling_the_reader_cancels_the_generation() -> None:

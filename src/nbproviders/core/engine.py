@@ -18,7 +18,6 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from nbproviders.errors import (
@@ -37,13 +36,17 @@ _EXIT_S = 3.0
 
 
 class Mailbox:
-    """Calls for one event loop, from any thread; it is woken once for each burst of them."""
+    """Calls for one event loop, from any thread; it is woken once for each burst of them.
+
+    There is no lock: a finalizer posts at any allocation, also while its own thread is posting, and
+    Ctrl-C ends a post at any call. What keeps a call from lying unseen is the order: `post` appends and
+    then looks whether the loop was woken; the loop forgets that it was and then looks what lies there.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # Weak: ports are kept by loop, and one that held its loop would keep it for ever.
         self._loop = weakref.ref(loop)
         self._calls: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
-        self._lock = threading.Lock()
         self._woken = False
 
     def post(self, function: Callable[..., object], *arguments: object) -> bool:
@@ -51,21 +54,23 @@ class Mailbox:
         loop = self._loop()
         if loop is None or loop.is_closed():
             return False
-        with self._lock:
-            self._calls.append((function, arguments))
-            if self._woken:
-                return True
-            self._woken = True
-        with suppress(RuntimeError):  # closed in this moment
-            loop.call_soon_threadsafe(self._drain)
+        self._calls.append((function, arguments))
+        if self._woken:
             return True
-        return False
+        try:
+            self._woken = True
+            loop.call_soon_threadsafe(self._drain)
+        except RuntimeError:  # closed in this moment
+            return False
+        except KeyboardInterrupt:  # perhaps before the loop was woken: the next to post wakes it
+            self._woken = False
+            raise
+        return True
 
     def _drain(self) -> None:
-        with self._lock:
-            self._woken = False
-            calls, self._calls = self._calls, deque()
-        for function, arguments in calls:
+        self._woken = False
+        for _ in range(len(self._calls)):  # who posts meanwhile wakes the loop again
+            function, arguments = self._calls.popleft()
             try:
                 function(*arguments)
             except Exception as error:  # one that fails takes no other of the burst with it
@@ -147,12 +152,8 @@ class Engine:
             raise ClosedError("The engine has ended; nothing can be run any more.")
 
     def post_from_finalizer(self, function: Callable[..., object], *arguments: object) -> None:
-        """Call a function on the engine soon, without a lock of ours.
-
-        A finalizer can run at any allocation, also inside a locked block of the same thread.
-        """
-        with suppress(RuntimeError):  # the loop is closed: nothing is left to give back
-            self._loop.call_soon_threadsafe(function, *arguments)
+        """Call a function on the engine soon; if that has ended, nothing is left to give back."""
+        self._mailbox.post(function, *arguments)
 
     def at_close(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have a coroutine function run when the interpreter ends."""
@@ -204,12 +205,12 @@ class Engine:
             )
         result: Future[T] = Future()
         crossing = _Crossing(lambda task: _settle(result, task))
-        self.post(crossing.begin, self, work)
-        try:
+        try:  # from here on: Ctrl-C comes in the middle of a post as well
+            self.post(crossing.begin, self, work)
             return _result(result, timeout_s)
-        except BaseException:
-            self.post_from_finalizer(crossing.cancel)
-            raise
+        finally:
+            if not result.done():
+                self.post_from_finalizer(crossing.cancel)
 
     def close(self) -> None:
         """Run what was left for the end, within three seconds, and stop the thread."""

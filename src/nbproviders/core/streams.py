@@ -217,14 +217,15 @@ class SyncStream(_Reading, Iterator[Chunk]):
                 "A blocking stream was read on the engine's own thread and would never go on.",
                 hint="Inside a provider or scorer use the async form: async for.",
             )
-        if not self._begun:
-            self._begun = True
-            self._engine.post(self._pump.begin, self._engine)
+        item: object = None
         try:
+            if not self._begun:
+                self._begun = True
+                self._engine.post(self._pump.begin, self._engine)
             item = self._get()
-        except BaseException:
-            self.close()
-            raise
+        finally:
+            if item is None:
+                self.close()
         chunk = self._take(item)
         if chunk is None:
             raise StopIteration
@@ -247,8 +248,10 @@ class SyncStream(_Reading, Iterator[Chunk]):
     def close(self) -> None:
         """Stop generating; nothing happens if it has ended."""
         if not self._ended:
+            self._engine.post_from_finalizer(
+                self._pump.cancel
+            )  # Ctrl-C here: `__del__` does it again
             self._ended = True
-            self._engine.post(self._pump.cancel)
 
     def __enter__(self) -> Self:
         return self

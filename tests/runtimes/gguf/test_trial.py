@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from nbproviders.errors import ModelAccessError
-from nbproviders.runtimes.gguf import child, verdicts
+from nbproviders.runtimes.gguf import child, trial, verdicts
 from nbproviders.runtimes.gguf.header import Header, read_files
 from nbproviders.runtimes.gguf.trial import ensure_loadable
 from tests.gguf_files import spm_tokens, write_llama_gguf
+from tests.scripted import BOUND_S
 
 pytest.importorskip("gguf")
 pytest.importorskip("llama_cpp")
@@ -116,9 +117,14 @@ def test_a_split_model_is_tried_whole(tmp_path: Path) -> None:
     ensure_loadable(read_files(path))
 
 
-def test_stopping_ends_the_child(tmp_path: Path, cache: Path) -> None:
+def test_stopping_ends_the_child(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `stop` raises passes through, soon, also from a thread; no verdict is kept."""
     files = model(tmp_path, **{"llama.unheard_of": 1})
+    endless = tmp_path / "endless.py"  # the real one may be done before it can be stopped
+    endless.write_text(f"import time; time.sleep({3 * BOUND_S})")
+    monkeypatch.setattr(trial, "_CHILD", endless)
     asked, caught = threading.Event(), []
 
     def stop() -> None:
@@ -134,10 +140,10 @@ def test_stopping_ends_the_child(tmp_path: Path, cache: Path) -> None:
 
     thread = threading.Thread(target=ensure)
     thread.start()
-    thread.join(20)
+    thread.join(BOUND_S)
     assert len(caught) == 1
     assert not cache.exists()
-    assert not alive(child.__file__)
+    assert not alive(str(endless))
 
 
 def alive(script: str) -> list[str]:
