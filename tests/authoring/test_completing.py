@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import nbproviders as nbp
+from nbproviders.core.params import Request
 from nbproviders.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -14,6 +15,7 @@ from nbproviders.errors import (
     ServiceUnavailableError,
     UnsupportedError,
 )
+from nbproviders.providers.openai import OpenAIProvider
 from tests.services.keys import FAKE
 from tests.services.server import LocalServer, Streamed, event
 
@@ -63,6 +65,27 @@ async def test_a_refusal_in_the_midst_is_not_asked_around(name: str) -> None:
                 async for _ in stream:
                     pass
             assert stream.text == "half "
+        assert len(server.requests) == 1
+
+
+class Insisting(OpenAIProvider):
+    """Sends a seed whatever it has learned."""
+
+    def _body(self, request: Request, *, stream: bool) -> dict[str, Any]:
+        return {**super()._body(request, stream=stream), "seed": 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_same_body_is_not_sent_again(stream: bool) -> None:
+    """An author's class that puts the refused parameter back gets the refusal, not a round without end."""
+    with LocalServer() as server:
+        refused = {"error": {"message": SEED, "type": "invalid_request_error", "param": "seed"}}
+        server.fail_next(400, refused, times=5)
+        url = server.root_url
+        config = nbp.ProviderConfig(name="openai", api_key=FAKE, base_url=url, model="m")
+        async with Insisting(config).model("m") as m:
+            with pytest.raises(InvalidRequestError, match="seed"):
+                await (anext(m.stream("hi")) if stream else m.generate("hi"))
         assert len(server.requests) == 1
 
 

@@ -87,7 +87,7 @@ class CompletionProvider(HostedProvider):
             except (InvalidRequestError, AuthenticationError) as refusal:
                 if began:  # a second answer must not follow half of the first
                     raise
-                self._learn(refusal, request, body)
+                self._ask_otherwise(refusal, request, body, stream=True)
             else:
                 return
 
@@ -99,7 +99,15 @@ class CompletionProvider(HostedProvider):
             try:
                 return await self._whole(request, body)
             except (InvalidRequestError, AuthenticationError) as refusal:
-                self._learn(refusal, request, body)
+                self._ask_otherwise(refusal, request, body, stream=False)
+
+    def _ask_otherwise(
+        self, refusal: Refusal, request: Request, body: Mapping[str, Any], *, stream: bool
+    ) -> None:
+        """Return if the next round asks for something else; else raise the refusal."""
+        self._learn(refusal, request, body)
+        if self._body(request, stream=stream) == body:
+            raise refusal
 
     async def _replied(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the answer to a body of the user's own, from any loop."""

@@ -118,9 +118,12 @@ class ResidentLoader:
         work = asyncio.ensure_future(
             worker.run(self._provider.load_spec, self.spec, self.key, progress)
         )
+        stays = False
         try:
             model: Model = await asyncio.shield(work)
+            stays = worker.claimed
         except asyncio.CancelledError:
+            stays = True  # until it has wound down
             progress.cancel()
             # A task of its own: a second cancellation ends this waiting, not the clearing up.
             winding = asyncio.ensure_future(_wound_down(work, worker))
@@ -128,11 +131,9 @@ class ResidentLoader:
             winding.add_done_callback(_winding.discard)
             await asyncio.shield(winding)
             raise
-        except BaseException:
-            await worker.close()
-            raise
-        if not worker.claimed:
-            await worker.close()
+        finally:
+            if not stays:
+                await worker.close()
         return model
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from nbproviders.core.closing import closing_on_failure
 from nbproviders.core.completion import Chunk, Completion, Cost, Finish, Usage, finish_of
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
@@ -149,11 +150,8 @@ class Retry(Model):
     async def _begun(self, request: Request) -> tuple[Stream, Chunk | None]:
         """Return a stream and its first chunk; None if it ended without any."""
         stream = self._model.stream(request)
-        try:
+        async with closing_on_failure(stream):
             return stream, await anext(stream, None)
-        except BaseException:
-            await stream.aclose()
-            raise
 
     def cost(self, usage: Usage) -> Cost:
         """The inner model's."""

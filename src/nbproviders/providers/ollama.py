@@ -17,6 +17,7 @@ from nbproviders.authoring.options import Option
 from nbproviders.authoring.progress import Line, bar
 from nbproviders.authoring.service import mapped_service, served
 from nbproviders.catalog.services import SERVICES, Service
+from nbproviders.core.closing import closing_on_failure
 from nbproviders.core.completion import UNPRICED, Cost, Finish, Usage
 from nbproviders.core.config import ProviderConfig, Secret
 from nbproviders.core.model import Model
@@ -206,11 +207,8 @@ class OllamaProvider(HostedProvider):
         """Make an instance for one model, and have the server load it, so that no answer waits."""
         with mapped_service(f"{self.name}:{key.model}"):
             made = self._instance(key)
-            try:
+            async with closing_on_failure(made):
                 await made._begin(progress)
-            except BaseException:
-                await made.aclose()
-                raise
         model = served(made, closes=True)
         model.info = replace(model.info, context_tokens=made._context_tokens)
         return model

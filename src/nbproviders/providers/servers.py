@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from nbproviders.authoring.options import Option, filled, with_defaults
 from nbproviders.authoring.resident import ResidentProvider
 from nbproviders.authoring.service import served
+from nbproviders.core.closing import closing_on_failure
 from nbproviders.core.config import ProviderConfig
 from nbproviders.core.model import Model
 from nbproviders.core.params import GenerationParams, Request
@@ -159,11 +160,8 @@ class ServerProvider(ResidentProvider):
             return self._speaker(f"{one.base_url}/v1", one.key, placed.model, values)
 
         model = ServerModel(f"{self.name}:{key.model}", begin, running, speak)
-        try:
+        async with closing_on_failure(model):
             model.limit(await self._context(placed, model.speaker))
-        except BaseException:
-            await model.aclose()
-            raise
         return model
 
     async def _start(self, key: ResourceKey, placed: Placed, progress: Progress) -> ManagedServer:

@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -308,13 +308,12 @@ def _locked(file: int) -> Iterator[None]:
 def _append(file: int, line: bytes) -> None:
     """Write a line behind the last whole one; if that fails, leave the file as it was."""
     end = _mended(file)
-    try:
+    with ExitStack() as undo:
+        undo.callback(os.ftruncate, file, end)
         written = 0
         while written < len(line):
             written += os.write(file, line[written:])
-    except BaseException:
-        os.ftruncate(file, end)
-        raise
+        undo.pop_all()
 
 
 def _mended(file: int) -> int:

@@ -13,13 +13,14 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbproviders.core import engine
 from nbproviders.core.client import Client
+from nbproviders.core.closing import closing_on_failure
 from nbproviders.core.completion import (
     UNPRICED,
     Chunk,
@@ -289,25 +290,19 @@ class Router(Model):
     async def _run(self, request: Request, told: Answering) -> AsyncGenerator[str | Finish, None]:
         async def begin(member: Member) -> tuple[Stream, Chunk | None]:
             stream = member.model.stream(request)
-            try:
+            async with closing_on_failure(stream):
                 return stream, await self._next(member, stream)
-            except BaseException:
-                await stream.aclose()
-                raise
 
         (stream, chunk), call = await self._asked(begin)
         try:
-            async with aclosing(stream):
-                while chunk is not None:
-                    yield chunk
-                    chunk = await self._next(call.member, stream)
-                end = stream.completion
+            with self._noted(call):
+                async with aclosing(stream):
+                    while chunk is not None:
+                        yield chunk
+                        chunk = await self._next(call.member, stream)
+                    end = stream.completion
         except ProviderError as error:
-            self._ended(call, "failed", error)
             raise summary([(call.member.name, error)]) from None
-        except BaseException:
-            self._ended(call, "stopped")
-            raise
         self._ended(call, "answered")
         told.spec = end.spec
         yield finish_of(end)
@@ -331,21 +326,33 @@ class Router(Model):
                 continue
             call = self._call(member, failures[-1][0] if failures else None)
             try:
-                if isinstance(member.model, Referred):
-                    await member.model.open()
-                    call.opened()
-                return await ask(member), call
+                with self._noted(call):
+                    if isinstance(member.model, Referred):
+                        await member.model.open()
+                        call.opened()
+                    return await ask(member), call
             except ProviderError as error:
-                self._ended(call, "failed", error)
                 if member.removed and isinstance(error, ClosedError):
                     continue  # it was taken out while it opened: that is no failure of the request
                 failures.append((member.name, fresh(error)))
                 if not error.retryable:
                     break
-            except BaseException:
-                self._ended(call, "stopped")
-                raise
         raise summary(failures) if failures else self._nobody()
+
+    @contextmanager
+    def _noted(self, call: Call) -> Iterator[None]:
+        """Note the end of a call that fails or is stopped in the block; one that goes well goes on."""
+        end: Outcome | None = "stopped"
+        failure: ProviderError | None = None
+        try:
+            yield
+            end = None
+        except ProviderError as error:
+            end, failure = "failed", error
+            raise
+        finally:
+            if end is not None:
+                self._ended(call, end, failure)
 
     def _order(self) -> list[Member]:
         """Return all members, in the order in which this request asks them."""

@@ -8,7 +8,8 @@ import json
 import logging
 import math
 import weakref
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -164,10 +165,8 @@ class Wire:
         An event that tells of an error is raised. Leaving the loop closes the connection. Whether the
         stream said all it had to say only its last event can tell: look for that.
         """
-        pool = self._pool_here()
-        call, sent = self._request(method, path, _EVENTS, body, headers, query, None, timeout_s)
-        answer = await _opened(pool, call, sent)
-        try:
+        request = method, path, _EVENTS, body, headers, query, None, timeout_s
+        async with self._streamed("an event", *request) as (call, answer):
             if answer.kind in _NO_EVENTS:
                 raise await _no_events(call, answer)
             parser = Events()
@@ -175,10 +174,6 @@ class Wire:
                 for event in parser.feed(piece):
                     _check(call, event, answer)
                     yield event
-        except TooLong:
-            raise failures.too_large(call, "an event", MAX_EVENT_BYTES) from None
-        finally:
-            answer.close()
 
     async def lines(
         self,
@@ -191,10 +186,8 @@ class Wire:
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Yield the JSON values of an answer, one a line; else as `events`."""
-        pool = self._pool_here()
-        call, sent = self._request(method, path, _LINES, body, headers, query, None, timeout_s)
-        answer = await _opened(pool, call, sent)
-        try:
+        request = method, path, _LINES, body, headers, query, None, timeout_s
+        async with self._streamed("a line", *request) as (call, answer):
             lines = Lines()
             while piece := await answer.piece():
                 for line in lines.feed(piece):
@@ -202,10 +195,6 @@ class Wire:
                         yield _value(call, line, answer)
             if (rest := lines.rest()).strip():
                 yield _value(call, rest, answer)
-        except TooLong:
-            raise failures.too_large(call, "a line", MAX_EVENT_BYTES) from None
-        finally:
-            answer.close()
 
     async def aclose(self) -> None:
         """Leave the sessions; the last wire to do so closes them. Called twice, it does nothing more.
@@ -221,6 +210,19 @@ class Wire:
             self._closed, self._pool = True, None
             await pool.left()
         self._closed = True
+
+    @asynccontextmanager
+    async def _streamed(self, one: str, *request: Any) -> AsyncIterator[tuple[Call, Answer]]:
+        """Ask for an answer that is read `one` after the other; the connection is closed behind it."""
+        pool = self._pool_here()
+        call, sent = self._request(*request)
+        answer = await _opened(pool, call, sent)
+        try:
+            yield call, answer
+        except TooLong:
+            raise failures.too_large(call, one, MAX_EVENT_BYTES) from None
+        finally:
+            answer.close()
 
     def _pool_here(self) -> Pool:
         if self._closed:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -158,17 +158,13 @@ async def _attempt(
     with mapped(f"The command of {order.what} cannot be made"):
         command = order.command(port, key)
     folder = state.new_folder(root)
-    try:
+    async with AsyncExitStack() as undo:
+        undo.callback(state.remove, folder)
         channel = launch(folder)
-        attempt = _Attempt(order, command, port, key, folder, channel, say, evict)
-        try:
-            return await attempt.run()
-        except BaseException:
-            await end(channel, root, 0)
-            raise
-    except BaseException:
-        state.remove(folder)
-        raise
+        undo.push_async_callback(end, channel, root, 0)
+        running = await _Attempt(order, command, port, key, folder, channel, say, evict).run()
+        undo.pop_all()
+        return running
 
 
 @dataclass(frozen=True, slots=True)
