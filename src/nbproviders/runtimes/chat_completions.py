@@ -168,8 +168,10 @@ def read(value: Any, what: str) -> Piece:
     with values.of_form("the chat-completions", what):
         piece = Piece(usage=_usage(value.get("usage")))
         # With n > 1, which a body of one's own may ask for, the events of all come mixed: the first counts.
-        choice = next((one for one in value.get("choices") or () if not one.get("index")), None)
-        if choice is None:
+        for choice in value.get("choices") or ():
+            if not choice.get("index"):
+                break
+        else:
             return piece
         said = choice.get("message") or choice.get("delta") or {}
         refusal = values.text(said.get("refusal"))

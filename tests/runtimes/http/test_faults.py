@@ -25,7 +25,7 @@ from nbproviders.errors import (
 from nbproviders.errors import InvalidRequestError as Invalid
 from nbproviders.errors import ServiceUnavailableError as Unavailable
 from nbproviders.runtimes.http import Wire
-from nbproviders.runtimes.http import wire as wires
+from nbproviders.runtimes.http import answer as answering
 from tests.runtimes.http.faults import (
     Fault,
     answers,
@@ -454,7 +454,7 @@ async def test_an_errors_body_is_not_read_on() -> None:
 
 async def test_a_dribble_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole answer that comes byte by byte, never silent, ends with a timeout all the same."""
-    monkeypatch.setattr(wires, "WHOLE_TIMEOUTS", 2)
+    monkeypatch.setattr(answering, "WHOLE_TIMEOUTS", 2)
     async with served(dribbles()) as server:
         wire = Wire(server.url, timeout_s=SHORT_S)
         with pytest.raises(TimeoutError, match="no whole answer within 0.4 s"):

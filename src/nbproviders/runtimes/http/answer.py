@@ -7,12 +7,15 @@ import builtins
 import io
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from nbproviders.errors import ClosedError, ProviderError
 from nbproviders.runtimes.http import failures
 from nbproviders.runtimes.http.call import Call, origin_of
+from nbproviders.runtimes.http.deadlines import Deadline
+from nbproviders.runtimes.http.failures import connect_s
 from nbproviders.runtimes.http.pool import Pool
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_REDIRECTS = 5
+# A service that sends a little from time to time is never silent; a whole answer takes no more than this.
+WHOLE_TIMEOUTS = 10
 _LARGE_BYTES = 2**20
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Of an error's body the beginning is enough, and the status is known without it.
@@ -32,40 +37,40 @@ _SILENT = "no further piece of the answer"
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Sent:
-    """What goes out: the parts of a request that the HTTP library takes."""
+    """What goes out beside the body: the parts of a request that the HTTP library takes."""
 
     method: str
     url: str
     headers: Mapping[str, str]
-    data: bytes | None
-    timeout: aiohttp.ClientTimeout
     proxy: str | None
-
-    def options(self) -> dict[str, Any]:
-        """Return the library's keyword arguments, for one use."""
-        # The library writes bytes at once; a large prompt, such as one with images, goes in pieces.
-        large = self.data is not None and len(self.data) > _LARGE_BYTES
-        return {
-            "headers": self.headers,
-            "data": io.BytesIO(self.data or b"") if large else self.data,
-            "timeout": self.timeout,
-            "proxy": self.proxy,
-            "allow_redirects": False,
-        }
 
 
 class Answer:
-    """A successful answer whose body is still to be read. Close it, whatever happens."""
+    """A successful answer whose body is still to be read. Close it, whatever happens.
 
-    def __init__(self, pool: Pool, call: Call, response: aiohttp.ClientResponse) -> None:
+    Parameters
+    ----------
+    began_s
+        When it was asked for, by the loop's clock.
+    """
+
+    def __init__(
+        self, pool: Pool, call: Call, response: aiohttp.ClientResponse, began_s: float
+    ) -> None:
         self._pool, self._call, self._response = pool, call, response
+        self._began_s = began_s
         self.headers: Mapping[str, str] = response.headers
-        self.kind = response.content_type
+
+    @property
+    def kind(self) -> str:
+        """The content type."""
+        return self._response.content_type
 
     async def piece(self) -> bytes:
         """Return the next piece of the body, as soon as there is one; ``b""`` at its end."""
+        deadline = Deadline(self._pool.deadlines, self._call.timeout_s)
         reading = self._response.content.readany()
-        return await at_the_edge(self._pool, self._call, reading, _SILENT)
+        return await at_the_edge(self._pool, self._call, reading, _SILENT, deadline)
 
     async def whole(self, limit_bytes: int = MAX_JSON_BYTES) -> bytes:
         """Return the body.
@@ -74,20 +79,32 @@ class Answer:
         ------
         ServiceUnavailableError
             If it breaks off, or is larger than the limit; it is read no further than that.
+        TimeoutError
+            If it is silent for too long, or takes too long as a whole.
         """
+        call = self._call
         if (self._response.content_length or 0) <= limit_bytes:
-            body = await at_the_edge(self._pool, self._call, self._body(limit_bytes), _SILENT)
+            limit_s = WHOLE_TIMEOUTS * call.timeout_s
+            deadline = Deadline(self._pool.deadlines, call.timeout_s)
+            reading = self._body(limit_bytes, deadline, self._began_s + limit_s)
+            try:
+                body = await at_the_edge(self._pool, call, reading, _SILENT, deadline)
+            except builtins.TimeoutError:
+                if deadline.end_s < self._began_s + limit_s:
+                    raise
+                raise failures.late(call, "no whole answer", limit_s) from None
             if body is not None:
                 return body
-        raise failures.too_large(self._call, "the answer", limit_bytes)
+        raise failures.too_large(call, "the answer", limit_bytes)
 
-    async def _body(self, limit_bytes: int) -> bytes | None:
+    async def _body(self, limit_bytes: int, deadline: Deadline, last_s: float) -> bytes | None:
         """Return the body; None if it passes the limit."""
         body = bytearray()  # no list: a thousand tiny pieces shall take no more than they hold
         while piece := await self._response.content.readany():
             if len(body) + len(piece) > limit_bytes:
                 return None
             body += piece
+            deadline.move(self._call.timeout_s, last_s)
         return bytes(body)
 
     async def beginning(self) -> bytes:
@@ -106,7 +123,7 @@ class Answer:
         self._response.close()
 
 
-async def answered(pool: Pool, call: Call, sent: Sent) -> Answer:
+async def answered(pool: Pool, call: Call, sent: Sent, data: bytes | None) -> Answer:
     """Send a request and return its answer if that is a success.
 
     Raises
@@ -114,8 +131,14 @@ async def answered(pool: Pool, call: Call, sent: Sent) -> Answer:
     ProviderError
         Of the class that the status or the failure stands for.
     """
-    response = await at_the_edge(pool, call, _response(pool, call, sent), "no answer")
-    answer = Answer(pool, call, response)
+    began_s = pool.loop.time()
+    # Connecting has its own limit, and a large body its own time to go out.
+    large = data is not None and len(data) > _LARGE_BYTES
+    limit_s = call.timeout_s * (WHOLE_TIMEOUTS if large else 1) + connect_s(call.timeout_s)
+    deadline = Deadline(pool.deadlines, limit_s)
+    asking = _response(pool, call, sent, data, large)
+    response = await at_the_edge(pool, call, asking, "no answer", deadline)
+    answer = Answer(pool, call, response, began_s)
     if 200 <= response.status < 300:
         return answer
     try:
@@ -125,17 +148,28 @@ async def answered(pool: Pool, call: Call, sent: Sent) -> Answer:
     raise failures.refused(call, response.status, response.headers, body)
 
 
-async def _response(pool: Pool, call: Call, sent: Sent) -> aiohttp.ClientResponse:
+async def _response(
+    pool: Pool, call: Call, sent: Sent, data: bytes | None, large: bool
+) -> aiohttp.ClientResponse:
     """Follow redirects within the origin; the key goes nowhere else."""
     for _ in range(MAX_REDIRECTS + 1):
-        response = await pool.session.request(sent.method, sent.url, **sent.options())
+        response = await pool.session.request(
+            sent.method,
+            sent.url,
+            headers=sent.headers,
+            # The library writes bytes at once; a large prompt, such as one with images, goes in pieces.
+            data=io.BytesIO(data or b"") if large else data,
+            timeout=_timeout(call.timeout_s, large),
+            proxy=sent.proxy,
+            allow_redirects=False,
+        )
         location = response.headers.get("Location") if response.status in _REDIRECTS else None
         if location is None:
             return response
         response.close()
         sent = replace(sent, url=_target(call, sent.url, location))
         if response.status == 303:  # the result is elsewhere; the others mean the same again
-            sent = replace(sent, method="GET", data=None)
+            sent, data, large = replace(sent, method="GET"), None, False
     raise failures.endless(call)
 
 
@@ -152,16 +186,31 @@ def _target(call: Call, url: str, location: str) -> str:
     raise failures.elsewhere(call, shown)
 
 
-async def at_the_edge(pool: Pool, call: Call, work: Awaitable[T], phase: str) -> T:
-    """Await what the HTTP library does; its exceptions become ours, and keep none of its frames."""
+@lru_cache(maxsize=64)
+def _timeout(timeout_s: float, large: bool) -> aiohttp.ClientTimeout:
+    """Return the limits that the library watches: it knows when it connects, and when a body is sent."""
     import aiohttp
 
+    return aiohttp.ClientTimeout(
+        connect=connect_s(timeout_s), sock_read=timeout_s if large else None
+    )
+
+
+async def at_the_edge(
+    pool: Pool, call: Call, work: Awaitable[T], phase: str, deadline: Deadline
+) -> T:
+    """Await what the HTTP library does; its exceptions become ours, and keep none of its frames."""
     failure: ProviderError
     try:
-        return await work
+        with deadline:
+            return await work
     except ProviderError:
         raise
-    except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        import aiohttp
+
+        if not isinstance(error, aiohttp.ClientError | OSError | ValueError | RuntimeError):
+            raise
         if pool.session.closed:
             failure = ClosedError(call.says("the wire was closed while it was in use."))
         else:

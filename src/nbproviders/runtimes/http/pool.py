@@ -13,6 +13,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from nbproviders.core import engine
 from nbproviders.errors import ConfigurationError
+from nbproviders.runtimes.http.deadlines import Deadlines
 
 if TYPE_CHECKING:
     import ssl
@@ -34,6 +35,7 @@ class Pool:
         self.loop, origin, verify_ssl = self._key = key
         self.session = _session(secure=origin.startswith("https:"), verify_ssl=verify_ssl)
         self.places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self.deadlines = Deadlines(self.loop)
         self._users = 0
 
     @classmethod
@@ -62,6 +64,7 @@ class Pool:
         self._users -= 1
         if self._users == 0:
             _pools.pop(self._key, None)
+            self.deadlines.close()
             await self.session.close()
 
 

@@ -30,12 +30,18 @@ def parsed(data: str | bytes) -> Any:
     ValueError
         If it is none, or nested too deep.
     """
-    halves = _HALVES_IN_BYTES.search(data) if isinstance(data, bytes) else _HALVES.search(data)
     try:
         value = json.loads(data)
-        return _sound(value) if halves else value
+        return _sound(value) if _halved(data) else value
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _halved(data: str | bytes) -> bool:
+    """Whether there may be halves of surrogate pairs; nearly always the quicker look tells."""
+    if isinstance(data, str):
+        return "\\u" in data and _HALVES.search(data) is not None
+    return (b"\\u" in data or b"\xed" in data) and _HALVES_IN_BYTES.search(data) is not None
 
 
 def _sound(value: Any) -> Any:

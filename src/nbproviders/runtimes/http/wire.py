@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import json
 import logging
 import math
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -26,18 +24,19 @@ from nbproviders.runtimes.http import failures
 from nbproviders.runtimes.http.answer import Answer, Sent, answered
 from nbproviders.runtimes.http.call import Call, origin_of
 from nbproviders.runtimes.http.events import MAX_EVENT_BYTES, Event, Events, Lines, TooLong
-from nbproviders.runtimes.http.failures import connect_s
 from nbproviders.runtimes.http.pool import Pool, proxy_for
 from nbproviders.runtimes.http.values import parsed
 
 if TYPE_CHECKING:
-    import aiohttp
+    pass
 
 logger = logging.getLogger(__name__)
 
-# A service that sends a little from time to time is never silent; a whole answer takes no more than this.
-WHOLE_TIMEOUTS = 10
 _JSON, _EVENTS, _LINES = "application/json", "text/event-stream", "application/x-ndjson"
+_FORM = "application/x-www-form-urlencoded"
+_PREPARED = 64
+# Method, path, accepted type, type of the body, and timeout.
+_Asked = tuple[str, str, str, str, float | None]
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _NO_EVENTS = frozenset({_JSON, "text/html"})
@@ -97,6 +96,7 @@ class Wire:
         self._timeout_s = _seconds(timeout_s)
         self._verify_ssl = verify_ssl
         self._what = what
+        self._prepared: dict[_Asked, tuple[Mapping[str, str], Call, Sent]] = {}
         self._pool: Pool | None = None
         self._proxy: str | None = None
         self._closed = False
@@ -136,9 +136,13 @@ class Wire:
             As the status, the answer or the connection says.
         """
         pool = self._pool_here()
-        call, sent = self._request(method, path, _JSON, body, headers, query, form, timeout_s)
+        call, sent, data = self._request(method, path, _JSON, body, headers, query, form, timeout_s)
         async with pool.places:
-            raw, told = await _whole(pool, call, sent)
+            answer = await answered(pool, call, sent, data)
+            try:
+                raw, told = await answer.whole(), answer.headers
+            finally:
+                answer.close()
         if not raw:
             return None
         try:
@@ -215,8 +219,8 @@ class Wire:
     async def _streamed(self, one: str, *request: Any) -> AsyncIterator[tuple[Call, Answer]]:
         """Ask for an answer that is read `one` after the other; the connection is closed behind it."""
         pool = self._pool_here()
-        call, sent = self._request(*request)
-        answer = await _opened(pool, call, sent)
+        call, sent, data = self._request(*request)
+        answer = await answered(pool, call, sent, data)
         try:
             yield call, answer
         except TooLong:
@@ -251,54 +255,50 @@ class Wire:
         query: Mapping[str, str],
         form: Mapping[str, str] | None,
         timeout_s: float | None,
+    ) -> tuple[Call, Sent, bytes | None]:
+        """Return what errors may tell of a request, what it says, and its body."""
+        own = self._headers
+        if callable(own):
+            try:
+                own = own()
+            except Exception:  # mapped where it is rare: it is asked for each request
+                with mapped(self._what or self._base):
+                    raise
+        kind = "" if body is None else _JSON
+        if form is not None:
+            kind = _FORM
+        plain = not (headers or query or form)  # as nearly all are: then only the body differs
+        asked = method, path, accept, kind, timeout_s
+        known = self._prepared.get(asked) if plain else None
+        if known is None or known[0] != own:
+            call, sent = self._made(asked, {**own, **headers}, query, form)
+            if plain:
+                if len(self._prepared) >= _PREPARED:  # paths may hold names
+                    self._prepared.clear()
+                self._prepared[asked] = dict(own), call, sent
+        else:
+            _, call, sent = known
+        return call, sent, _data(call, body, form)
+
+    def _made(
+        self,
+        asked: _Asked,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        form: Mapping[str, str] | None,
     ) -> tuple[Call, Sent]:
-        """Return what a request says and what errors may tell of it."""
+        """Return all of a request but its body."""
+        method, path, accept, kind, timeout_s = asked
         url = f"{self._base}/{path.lstrip('/')}" if path else self._base
         if self._base_query or query:
             url += f"?{urlencode({**self._base_query, **query})}"
-        if callable(self._headers):
-            with mapped(self._what or self._base):
-                own = self._headers()
-        else:
-            own = self._headers
-        secrets = {**own, **headers}
         patience_s = self._timeout_s if timeout_s is None else _seconds(timeout_s)
-        call = Call(self._what, method, url, secrets, form or _NOTHING, patience_s)
-        data, kind = _data(call, body, form)
-        sent_headers = {"Accept": accept, **kind, **secrets}
+        call = Call(self._what, method, url, headers, form or _NOTHING, patience_s)
+        sent_headers = {"Accept": accept, **({"Content-Type": kind} if kind else {}), **headers}
         if accept != _JSON:  # a compressed stream would come late, in blocks
             sent_headers["Accept-Encoding"] = "identity"
         _check_headers(call, sent_headers)
-        sent = Sent(method, url, sent_headers, data, _timeout(patience_s), self._proxy)
-        return call, sent
-
-
-async def _whole(pool: Pool, call: Call, sent: Sent) -> tuple[bytes, Mapping[str, str]]:
-    """Return the body and headers of an answer, in bounded time."""
-    limit_s = WHOLE_TIMEOUTS * call.timeout_s
-    try:
-        async with asyncio.timeout(limit_s):
-            answer = await answered(pool, call, sent)
-            try:
-                return await answer.whole(), answer.headers
-            finally:
-                answer.close()
-    except builtins.TimeoutError as error:
-        if isinstance(error, ProviderError):
-            raise
-    raise failures.late(call, "no whole answer", limit_s)
-
-
-async def _opened(pool: Pool, call: Call, sent: Sent) -> Answer:
-    """Return an answer that will be read as a stream, in bounded time."""
-    limit_s = WHOLE_TIMEOUTS * call.timeout_s
-    try:
-        async with asyncio.timeout(limit_s):
-            return await answered(pool, call, sent)
-    except builtins.TimeoutError as error:
-        if isinstance(error, ProviderError):
-            raise
-    raise failures.late(call, "no answer", limit_s)
+        return call, Sent(method, url, sent_headers, self._proxy)
 
 
 def _check(call: Call, event: Event, answer: Answer) -> None:
@@ -338,23 +338,19 @@ def _value(call: Call, line: bytes, answer: Answer) -> Any:
     return value
 
 
-def _data(
-    call: Call, body: Any, form: Mapping[str, str] | None
-) -> tuple[bytes | None, dict[str, str]]:
-    """Return what is sent as a body, and the header that says what it is."""
+def _data(call: Call, body: Any, form: Mapping[str, str] | None) -> bytes | None:
+    """Return what is sent as a body."""
     if form is not None:
-        kind = "application/x-www-form-urlencoded"
-        return urlencode(form).encode(), {"Content-Type": kind}
+        return urlencode(form).encode()
     if body is None:
-        return None, {}
+        return None
     try:
-        data = _ENCODER.encode(body).encode()
+        return _ENCODER.encode(body).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(
             call.says(f"what was to be sent cannot be written as JSON ({type(error).__name__})."),
             hint="Give plain values: str, int, finite float, bool, None, list and dict.",
         ) from None
-    return data, {"Content-Type": _JSON}
 
 
 def _check_headers(call: Call, headers: Mapping[str, str]) -> None:
@@ -370,10 +366,3 @@ def _seconds(timeout_s: float) -> float:
     if not (timeout_s > 0 and math.isfinite(timeout_s)):
         raise ConfigurationError(f"timeout_s={timeout_s!r} must be above 0.", hint="In seconds.")
     return timeout_s
-
-
-@lru_cache(maxsize=64)
-def _timeout(timeout_s: float) -> aiohttp.ClientTimeout:
-    import aiohttp
-
-    return aiohttp.ClientTimeout(connect=connect_s(timeout_s), sock_read=timeout_s)
