@@ -250,6 +250,18 @@ async def test_one_context_entered_by_two_tasks() -> None:
         await context.__aexit__(None, None, None)
 
 
+@pytest.mark.parametrize("name", ["generate", "stream", "chat", "close"])
+def test_a_model_that_was_not_opened_says_how(name: str) -> None:
+    """What only an open model can do is refused with the line to write; a typing error is just that."""
+    context = Shelf().model("a?n=1")
+    with pytest.raises(AttributeError, match=r"not open yet.*nbp\.load\('.*a\?n=1'\)") as caught:
+        getattr(context, name)
+    assert f"m.{name}(" in str(caught.value)
+    with pytest.raises(AttributeError, match="no attribute 'genrate'$"):
+        getattr(context, "genrate")  # noqa: B009
+    assert not hasattr(context, "generate")
+
+
 async def test_used_after_its_block() -> None:
     """The error says the line to write."""
     shelf = Shelf()

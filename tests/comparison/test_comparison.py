@@ -305,7 +305,7 @@ def test_report_keeps_answers_to_a_prompt_together(tmp_path: Path) -> None:
         (compared(), "No cells."),
         (compared(stopped=True), "Stopped before the first cell was done."),
         (compared(row(**FAILED), row("b", **FAILED)), "2 cells, 2 failed"),
-        (compared(row(), row("b", **FAILED)), "First failure: ServiceUnavailableError"),
+        (compared(row(), row("b", **FAILED)), "Failed: echo:b: ServiceUnavailableError"),
         (compared(row(), stopped=True, notes=["Mind this."]), "Stopped before the end"),
         (compared({"spec": "echo:a"}), "1 cell, 0 tokens"),
     ],

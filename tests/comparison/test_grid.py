@@ -68,6 +68,10 @@ def test_prompts_that_cannot_be_asked(given: Any, words: str) -> None:
     [
         ([], "at least one model"),
         (["echo:a", "ECHO:a"], "given twice"),
+        (["echo:a", "echo:a"], 'name them: compare({"lab": one'),
+        ({"": "echo:a"}, "cannot be named ''"),
+        ({3: "echo:a"}, "cannot be named 3 (int)"),
+        ({"a": "echo:a", "b": object()}, "is no model"),
         (["nope:a"], "Unknown provider 'nope'"),
         (["echo:a?dely_s=1"], "Did you mean 'delay_s'"),
         ([object()], "is no model"),

@@ -128,6 +128,31 @@ async def test_clients_handles_objects_and_contexts_are_models() -> None:
     await handle.teardown()
 
 
+async def test_models_called_alike_are_told_apart_by_names() -> None:
+    """A dict names its models: in rows, tables and failures; provider and model stay what they are."""
+    one, other = nbp.create_provider("echo"), nbp.create_provider("echo")
+    models = {"here": one.model("x"), "there": other.model("x"), "gone": "transformers:/no/where"}
+    result = await nbp.compare(models, ["ab"])
+    frame = result.frame
+    assert list(frame["spec"]) == list(models)
+    assert list(frame["text"][:2]) == ["ab", "ab"]
+    assert list(frame["provider"]) == ["echo", "echo", "transformers"]
+    assert list(frame["model"]) == ["x", "x", "/no/where"]
+    assert "Failed: gone: ModelAccessError" in repr(result)
+    assert "there" in result._repr_mimebundle_()["text/html"]
+
+
+async def test_each_failing_model_says_why_once() -> None:
+    """Under the table stands the first failure of each model, and how many more it has."""
+    shown = repr(
+        await nbp.compare(["echo:y", "transformers:/a", "transformers:/b"], ["1", "2", "3"])
+    )
+    for path in ("/a", "/b"):
+        assert shown.count(f"Failed: transformers:{path}: ModelAccessError") == 1
+    assert shown.count("(and 2 more)") == 2
+    assert "Failed: echo:y" not in shown
+
+
 async def test_a_bug_in_somebodys_model_is_kept_to_its_cell() -> None:
     """An object whose generate raises anything costs its cells, with the type told."""
 

@@ -374,6 +374,16 @@ def test_old_kernels_are_told_about_clicks(
     assert tasks.clicks_note() == ""
 
 
+async def test_a_model_that_is_in_memory_already_is_told(
+    picker: Callable[..., ModelPicker],
+) -> None:
+    """What code loaded is not called "not loaded", though the picker has not opened it."""
+    m = await nbp.load("echo:held")
+    assert "In memory" in picker("echo:held")._status.value
+    assert "Not loaded" in picker("echo:other")._status.value
+    m.close()
+
+
 def test_the_residency_keeps_no_hard_lease(picker: Callable[..., ModelPicker]) -> None:
     """A loaded picker holds a soft lease only: its model may make room for another."""
     one = picker("echo:echo")

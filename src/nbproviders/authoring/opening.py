@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from nbproviders.authoring.progress import Line, bar
 from nbproviders.catalog import aliases
@@ -169,6 +169,17 @@ class ModelContext:
 
     def __repr__(self) -> str:
         return f"<model {self._opened.loader.spec}; use it as: async with … as m, or with … as m>"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # Only what is not found otherwise comes here, and most of that is meant for the open model.
+        said = f"{type(self).__name__} has no attribute {name!r}"
+        if hasattr(Client, name):
+            spec = self._opened.loader.spec if "_opened" in self.__dict__ else "…"
+            said += (
+                f": {spec} is not open yet. Write async with … as m, or m = await nbp.load({str(spec)!r}); "
+                f"in a script with … as m, or m = nbp.load_sync({str(spec)!r}). Then m.{name}(…)."
+            )
+        raise AttributeError(said)
 
 
 async def _shown(loader: Loader, lease: Callable[[], Any]) -> Lease:

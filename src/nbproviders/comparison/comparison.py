@@ -17,6 +17,7 @@ from nbproviders.render.tables import Column
 if TYPE_CHECKING:
     import pandas as pd
 
+_MOST_FAILURES = 8  # models whose first failure is told under the table
 _MOST_GROUPS = 12  # of a column such as task, for a table of its own in the report
 _MOST_ANSWERS = 2000  # in the report
 
@@ -242,10 +243,22 @@ class Comparison:
         notes = [self._effort(), costs.line(self._rows), statistics.verdict(self.frame)]
         if self.stopped:
             notes.append("Stopped before the end: these are the cells that were done.")
-        if self._failed:
-            first = next(row["error"] for row in self._rows if row["error"] is not None)
-            notes.append(f"First failure: {first}")
+        notes += self._failures()
         return [note for note in [*notes, *costs.left_out(self._rows), *self.notes] if note]
+
+    def _failures(self) -> list[str]:
+        """Return the first failure of each model, and how many more it has; not the same one twice."""
+        failed: dict[str, list[str]] = {}
+        for row in self._rows:
+            if row["error"] is not None:
+                failed.setdefault(row["spec"], []).append(row["error"])
+        told = []
+        for spec, errors in list(failed.items())[:_MOST_FAILURES]:
+            more = f" (and {len(errors) - 1:,} more)" if len(errors) > 1 else ""
+            told.append(f"Failed: {spec}: {errors[0]}{more}")
+        if len(failed) > _MOST_FAILURES:
+            told.append(f"{len(failed) - _MOST_FAILURES} models more failed; see .failures.")
+        return told
 
     def as_text(self, by: str | None = None, width: int = 100) -> str:
         """Return the summary as plain text that fits `width` characters.

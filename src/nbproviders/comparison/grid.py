@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbproviders import registry
@@ -46,19 +46,27 @@ class Contender:
     Attributes
     ----------
     spec
-        How rows name it.
+        Its reference.
     context
         How to open it; None if it is open already.
     model
         The open model; None if it is to be opened.
     error
         Why it cannot be used; its cells fail with this.
+    label
+        The name that was given to it.
     """
 
     spec: str
     context: ModelContext | None = None
     model: Model | None = None
     error: ProviderError | None = None
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """How rows name it: as it was labelled, else by its reference."""
+        return self.label or self.spec
 
     @property
     def provider_name(self) -> str:
@@ -74,6 +82,8 @@ class Contender:
 def contenders(models: Any) -> list[Contender]:
     """Return the models of a comparison: references, handles, clients, or anything with the waist.
 
+    A mapping gives each a name of its own.
+
     Raises
     ------
     ConfigurationError
@@ -81,20 +91,33 @@ def contenders(models: Any) -> list[Contender]:
     """
     if isinstance(models, (str, ModelSpec)) or not isinstance(models, Iterable):
         models = [models]
-    found = [_contender(model) for model in models]
+    if isinstance(models, Mapping):
+        found = [replace(_contender(model), label=_label(name)) for name, model in models.items()]
+    else:
+        found = [_contender(model) for model in models]
     if not found:
         raise ConfigurationError(
             "A comparison needs at least one model.", hint='For example ["transformers:demo-m"].'
         )
     seen: set[str] = set()
     for one in found:
-        if one.spec in seen:
+        if one.name in seen:
             raise ConfigurationError(
-                f"The model {one.spec!r} is given twice.",
-                hint="To ask a model several times, write repeats=2.",
+                f"The model {one.name!r} is given twice.",
+                hint="To ask a model several times, write repeats=2. To tell two models apart that are "
+                'called alike, name them: compare({"lab": one, "hosted": other}, …).',
             )
-        seen.add(one.spec)
+        seen.add(one.name)
     return found
+
+
+def _label(name: object) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigurationError(
+            f"A model cannot be named {name!r:.60} ({type(name).__name__}).",
+            hint='Write {"a name": model, …}.',
+        )
+    return name
 
 
 def _contender(model: Any) -> Contender:

@@ -45,7 +45,8 @@ async def compare(
     Parameters
     ----------
     models
-        References (``"transformers:demo-m"``), clients, handles, or anything with ``generate``.
+        References (``"transformers:demo-m"``), ``provider.model(…)``, clients, handles, or anything with
+        ``generate``. A dict gives them names: ``{"lab": one, "hosted": other}``.
     prompts
         Strings, ``(prompt, expected)`` pairs, dicts or a DataFrame with ``prompt`` and ``expected``.
     params
@@ -146,7 +147,7 @@ class Run:
         chosen = GenerationParams(**{**DEFAULTS, **(given.given() if given else {})})
         found = grid.contenders(models)
         named = scoring.named(scorers)
-        rows: dict[str, list[Row]] = {one.spec: [] for one in found}
+        rows: dict[str, list[Row]] = {one.name: [] for one in found}
         return cls(found, grid.prompts(prompts), chosen, named, repeats, rows, budget)
 
     @property
@@ -169,7 +170,7 @@ class Run:
             for repeat in range(self.repeats)
             for prompt in self.prompts
         ]
-        self.rows[contender.spec] = rows
+        self.rows[contender.name] = rows
 
         def on_done(place: int, outcome: Completion | ProviderError) -> None:
             rows[place].update(_told(outcome))
@@ -198,7 +199,7 @@ class Run:
     def _row(self, contender: Contender, prompt: Prompt, repeat: int) -> Row:
         return {
             **prompt.extra,  # first: a field that is named like a column of ours does not replace it
-            "spec": contender.spec,
+            "spec": contender.name,
             "provider": contender.provider_name,
             "model": contender.model_name,
             "prompt_id": prompt.place,
@@ -221,7 +222,7 @@ class Run:
 
     def result(self, elapsed_s: float) -> Comparison:
         """Return what is done, in the order the models were given."""
-        rows = [row for one in self.contenders for row in self.rows[one.spec]]
+        rows = [row for one in self.contenders for row in self.rows[one.name]]
         return Comparison(
             rows,
             score_names=list(self.scorers),

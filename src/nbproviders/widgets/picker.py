@@ -278,7 +278,8 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         elif self.error:
             self._say("failed", self.error)
         elif self.model is None or self._loaded[0] != self.spec:
-            self._say("", "Not loaded.")
+            held = any(one.spec == self.spec for one in session.residents())
+            self._say("", "In memory; Load opens it here." if held else "Not loaded.")
         else:
             self._say("done", f"Loaded {self.spec}.")
         self._show_code()
