@@ -1,25 +1,20 @@
-"""Promises of the Ollama provider, against a local server that judges by Ollama's own types."""
+"""Promises of the Ollama provider alone; for those of all services see `test_services`."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import inspect
-import re
+import functools
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import nbproviders as nbp
-from nbproviders.catalog import keys
-from nbproviders.catalog.services import Service
 from nbproviders.core import engine
 from nbproviders.core.completion import FREE, UNPRICED, Usage
-from nbproviders.core.config import ProviderConfig, Secret
+from nbproviders.core.config import ProviderConfig
 from nbproviders.errors import (
     AuthenticationError,
     ClosedError,
@@ -27,103 +22,44 @@ from nbproviders.errors import (
     InsufficientMemoryError,
     InvalidRequestError,
     ModelAccessError,
-    ProviderError,
-    RateLimitError,
     ServiceUnavailableError,
-    TimeoutError,
     UnsupportedError,
 )
-from nbproviders.providers import ollama
 from nbproviders.providers.ollama import OllamaProvider
 from nbproviders.residency.entry import Progress
-from tests.services.keys import FAKE, fake
+from tests.providers.hosted import OLLAMA, drained, run_page
+from tests.services.keys import FAKE
 from tests.services.ollama import SIZE_BYTES, OllamaServer
 from tests.services.server import LINES, Streamed, line
 
-PAGE = Path(__file__).parents[2] / "docs" / "providers" / "ollama.md"
-
-
-@pytest.fixture(autouse=True)
-def nobodys_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests' own environment says nothing of Ollama."""
-    for variable in ("OLLAMA_API_KEY", "OLLAMA_NUM_PARALLEL"):
-        monkeypatch.delenv(variable, raising=False)
+# A server of one's own lets in anybody.
+provider = functools.partial(OLLAMA.provider, api_key=None)
 
 
 @pytest.fixture
 def server() -> Iterator[OllamaServer]:
-    with OllamaServer() as running:
-        running.answer("GET", "/api/version", {"version": "0.13.1"})
+    with OLLAMA.serve(key=None) as running:
         yield running
-
-
-def provider(server: OllamaServer, **fields: Any) -> Any:
-    return nbp.create_provider(
-        "ollama", **{"base_url": server.base_url, "max_retries": 0, **fields}
-    )
 
 
 def bodies(server: OllamaServer, path: str = "/api/chat") -> list[Any]:
     return [seen.body for seen in server.requests if seen.path == path]
 
 
-async def drained(stream: Any) -> list[str]:
-    return [str(chunk) async for chunk in stream]
-
-
 # Generating
 
 
-async def test_an_answer(server: OllamaServer) -> None:
-    """Text, usage, reason and what was asked come back; the parameters go under Ollama's names."""
-    async with provider(server).model("words?num_ctx=2048&keep_alive=10m") as m:
-        got = await m.generate(
-            "one two three", max_tokens=2, temperature=0.5, top_p=0.9, seed=7, stop=["zzz"]
-        )
-    assert (got, got.finish, got.usage) == ("one two", "length", Usage(3, 2))
-    assert (got.chat, got.ignored, got.batch_invariant) == (True, (), False)
-    assert got.params.given() == {
-        "temperature": 0.5,
-        "max_tokens": 2,
-        "top_p": 0.9,
-        "stop": ("zzz",),
-        "seed": 7,
-    }
-    assert bodies(server) == [
-        {
-            "model": "words",
-            "stream": True,
-            "messages": [{"role": "user", "content": "one two three"}],
-            "options": {
-                "num_ctx": 2048,
-                "temperature": 0.5,
-                "num_predict": 2,
-                "top_p": 0.9,
-                "stop": ["zzz"],
-                "seed": 7,
-            },
-            "keep_alive": "10m",
-        }
-    ]
-
-
-async def test_nothing_is_sent_that_was_not_asked_for(server: OllamaServer) -> None:
-    """Parameters and settings that nobody gave are left to Ollama and the model's own file."""
-    async with provider(server).model("words") as m:
-        assert (await m.generate("one")).finish == "stop"
-    assert set(bodies(server)[0]) == {"model", "stream", "messages"}
-    assert set(bodies(server, "/api/generate")[0]) == {"model", "stream"}
-
-
-@pytest.mark.parametrize("piece_bytes", [None, 1, 7])
-async def test_a_stream(server: OllamaServer, piece_bytes: int | None) -> None:
-    """Chunks come as they are sent, however the bytes are cut."""
-    async with provider(server).model("words") as m:
-        server.piece_bytes = piece_bytes
-        stream = m.stream("wie grün, 日本 🦦 ok")
-        assert await drained(stream) == ["wie", " grün,", " 日本", " 🦦", " ok"]
-        got = stream.completion
-    assert (got.finish, got.usage, got.spec) == ("stop", Usage(5, 5), "ollama:words")
+async def test_settings_go_with_each_request(server: OllamaServer) -> None:
+    """The context's size beside the parameters, under Ollama's names; nothing that nobody gave."""
+    for option in ("?num_ctx=2048&keep_alive=10m", ""):
+        async with provider(server).model(f"words{option}") as m:
+            await m.generate("one two three", max_tokens=2, temperature=0.5)
+    with_settings, without = bodies(server)
+    assert with_settings["options"] == {"num_ctx": 2048, "temperature": 0.5, "num_predict": 2}
+    assert with_settings["keep_alive"] == "10m"
+    assert without["options"] == {"temperature": 0.5, "num_predict": 2}
+    assert "keep_alive" not in without
+    assert bodies(server, "/api/generate")[1] == {"model": "words", "stream": False}
 
 
 async def test_times(server: OllamaServer) -> None:
@@ -144,18 +80,6 @@ async def test_times(server: OllamaServer) -> None:
             else:
                 assert got.queue_s == 0.0
                 assert got.total_s < 2.0
-
-
-async def test_turns_and_system_prompt(server: OllamaServer) -> None:
-    """Messages go as they are."""
-    turns = [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "hello"},
-        {"role": "user", "content": "and now"},
-    ]
-    async with provider(server).model("words") as m:
-        assert await m.chat(turns, system="be brief") == "and now"
-    assert bodies(server)[0]["messages"] == [{"role": "system", "content": "be brief"}, *turns]
 
 
 async def test_plain_text(server: OllamaServer) -> None:
@@ -267,8 +191,8 @@ async def test_a_model_that_shall_not_stay_is_not_loaded_before(server: OllamaSe
     assert bodies(server)[0]["keep_alive"] == 0
 
 
-async def test_two_opens_one_instance(server: OllamaServer) -> None:
-    """The same reference is one instance, loaded once; whether it may be pulled makes no other."""
+async def test_a_pull_makes_no_other_instance(server: OllamaServer) -> None:
+    """Whether a model may be pulled makes no other of it: it is loaded once."""
     one = provider(server)
     async with one.model("words") as a, one.model("words?pull=true") as b:
         assert a.raw is b.raw
@@ -373,9 +297,7 @@ async def test_another_service_there(server: OllamaServer) -> None:
                 await alone.generate("hi")
 
 
-@pytest.mark.parametrize(
-    "settings", [{"num_ctx": 0}, {"think": "very"}, {"parallel": 0}, {"keep_alive": []}]
-)
+@pytest.mark.parametrize("settings", [{"num_ctx": 0}, {"think": "very"}, {"keep_alive": []}])
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
     """A setting that cannot be meant is refused before anything is asked."""
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
@@ -492,33 +414,15 @@ async def test_the_cloud_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert moved._headers() == {}
 
 
-async def test_asking_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is nothing to load or free there; a stored key that is refused is forgotten."""
-    with OllamaServer(key=FAKE) as server:
-        here = Service("ollama", "The cloud", server.base_url, ("OLLAMA_API_KEY",), "ollama")
-        monkeypatch.setattr(ollama, "CLOUD", here)
-        monkeypatch.setattr(keys, "_known", {"OLLAMA_API_KEY": Secret(FAKE)})
-        async with provider(server).model("words") as m:
-            got = await m.generate("hi")
-            assert (got, got.cost) == ("hi", UNPRICED)
-            server.key = fake("new")
-            with pytest.raises(AuthenticationError, match="401"):
-                await m.generate("hi")
-            with pytest.raises(AuthenticationError, match="none was found"):
-                await m.generate("hi")
-        nbp.unload_all()
+async def test_asking_the_cloud(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to load or free there, and nobody knows the price."""
+    reference = OLLAMA.at_home(server, monkeypatch)
+    monkeypatch.setenv("OLLAMA_API_KEY", FAKE)
+    async with nbp.model(reference) as m:
+        got = await m.generate("hi")
+        assert (got, got.cost) == ("hi", UNPRICED)
+    nbp.unload_all()
     assert {seen.path for seen in server.requests} == {"/api/show", "/api/chat"}
-
-
-async def test_a_server_behind_a_key() -> None:
-    """A key that is given is sent wherever the server is; a wrong one is an error that hides it."""
-    with OllamaServer(key=FAKE) as server:
-        async with provider(server, api_key=FAKE).model("words") as m:
-            assert await m.generate("hi") == "hi"
-        with pytest.raises(AuthenticationError) as caught:
-            await provider(server, api_key=fake("wrong")).model("words").open()
-        assert FAKE not in str(caught.value)
-        assert not await provider(server).health_check()
 
 
 def test_what_it_costs() -> None:
@@ -547,105 +451,6 @@ async def test_a_model_of_the_cloud(server: OllamaServer) -> None:
     assert not bodies(server, "/api/generate")
 
 
-# Failures
-
-
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [
-        (400, InvalidRequestError),
-        (401, AuthenticationError),
-        (403, AuthenticationError),
-        (404, InvalidRequestError),
-        (429, RateLimitError),
-        (500, ServiceUnavailableError),
-        (503, ServiceUnavailableError),
-    ],
-)
-async def test_statuses(server: OllamaServer, status: int, kind: type[ProviderError]) -> None:
-    """Each status is its error; the key is not in it."""
-    async with provider(server, api_key=FAKE).model("words") as m:
-        server.fail_next(status, headers={"Retry-After": "7"})
-        with pytest.raises(kind, match=f"HTTP {status}") as caught:
-            await m.generate("a")
-    assert type(caught.value) is kind
-    assert FAKE not in str(caught.value)
-    if isinstance(caught.value, RateLimitError):
-        assert caught.value.retry_after_s == 7
-
-
-@pytest.mark.parametrize(
-    ("how", "kind"),
-    [
-        ("drop", ServiceUnavailableError),
-        ("cut", ServiceUnavailableError),
-        ("early_end", ServiceUnavailableError),
-        ("no_end_mark", ServiceUnavailableError),
-        ("error_in_stream", ServiceUnavailableError),
-        ("stall", TimeoutError),
-    ],
-)
-@pytest.mark.parametrize("whole", [True, False])
-async def test_broken_answers(
-    server: OllamaServer, how: Any, kind: type[ProviderError], whole: bool
-) -> None:
-    """An answer that does not come to its end is an error, never a shorter answer."""
-    async with provider(server, timeout=0.5).model("words") as m:
-        server.break_next(how)
-        text = "one two three four five six"
-        with pytest.raises(kind):
-            await (m.generate(text) if whole else drained(m.stream(text)))
-
-
-@pytest.mark.parametrize("retries", [0, 2])
-async def test_retries(server: OllamaServer, retries: int) -> None:
-    """`max_retries` counts the attempts after the first; none after the first chunk of a stream."""
-    async with provider(server, max_retries=retries).model("words") as m:
-        server.fail_next(503, headers={"Retry-After": "0"}, times=9)
-        with pytest.raises(ServiceUnavailableError):
-            await m.generate("a")
-        assert len(bodies(server)) == retries + 1
-        server.recover()
-        server.break_next("cut", times=9)
-        with pytest.raises(ServiceUnavailableError):
-            await drained(m.stream("one two three four"))
-    assert len(bodies(server)) == retries + 2
-
-
-async def test_leaving_ends_the_request(server: OllamaServer) -> None:
-    """The server stops writing when nobody reads any more, or a call is cancelled."""
-    async with provider(server).model("words") as m:
-        server.chunk_delay_s = 0.05
-        async with m.stream("word " * 500) as stream:
-            assert await anext(stream) == "word"
-        await server.was_left()
-        server.left.clear()
-        work = asyncio.create_task(m.generate("word " * 500))
-        while len(bodies(server)) < 2:
-            await asyncio.sleep(0.01)
-        work.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await work
-        await server.was_left()
-
-
-async def test_health_is_bounded(server: OllamaServer) -> None:
-    """A server that is there but silent is not healthy, and that is known within five seconds."""
-    assert await provider(server).health_check()
-    server.delay_s = 30
-    began_s = asyncio.get_running_loop().time()
-    assert not await provider(server).health_check()
-    assert asyncio.get_running_loop().time() - began_s < 6
-
-
-async def test_no_model_is_named(server: OllamaServer) -> None:
-    """An instance without a model says how to name one."""
-    alone = OllamaProvider(ProviderConfig(name="ollama", base_url=server.base_url))
-    with pytest.raises(ConfigurationError, match="which model"):
-        await alone.generate("hi")
-    await alone.aclose()
-
-
 # The page
 
 
@@ -654,11 +459,4 @@ async def test_the_page(server: OllamaServer, monkeypatch: pytest.MonkeyPatch) -
     server.models += ["llama3.2:latest", "qwen3:latest"]
     server.library += ["llama3.2:1b"]
     monkeypatch.setenv("OLLAMA_HOST", server.base_url)
-    names: dict[str, Any] = {}
-    blocks = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 4
-    for block in blocks:
-        code = compile(block, str(PAGE), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        value = eval(code, names)
-        if inspect.isawaitable(value):
-            await value
+    await run_page("ollama", least=4)

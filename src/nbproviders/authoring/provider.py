@@ -24,6 +24,7 @@ from nbproviders.authoring.options import Option, check, split
 from nbproviders.catalog import aliases
 from nbproviders.core import engine
 from nbproviders.core.client import SyncClient
+from nbproviders.core.config import Secret
 from nbproviders.core.params import GenerationParams
 from nbproviders.core.spec import ModelSpec, ResourceKey, canonical, is_secret, split_options
 from nbproviders.errors import ConfigurationError, ProviderError, foreign
@@ -176,7 +177,7 @@ class ModelProvider(ABC):
     def _open(self, spec: str, config: Mapping[str, Any]) -> Opened:
         try:
             # With their types: True and 1 are equal, and other options.
-            typed = ((name, type(value), value) for name, value in config.items())
+            typed = ((name, type(value), _masked(name, value)) for name, value in config.items())
             place = (spec, *sorted(typed)) if config else spec
             found = self._opened.get(place)
         except TypeError:  # an option that cannot be hashed or ordered
@@ -219,6 +220,11 @@ class ModelProvider(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+
+def _masked(name: str, value: Any) -> Any:
+    """Return an option's value as it may be kept: a key does not show."""
+    return Secret(value) if isinstance(value, str) and is_secret(name, value) else value
 
 
 def _shown(name: str, value: Any) -> bool:

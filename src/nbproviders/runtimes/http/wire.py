@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from nbproviders.core.config import Secret
 from nbproviders.errors import (
     ClosedError,
     ConfigurationError,
@@ -275,7 +276,7 @@ class Wire:
             if plain:
                 if len(self._prepared) >= _PREPARED:  # paths may hold names
                     self._prepared.clear()
-                self._prepared[asked] = dict(own), call, sent
+                self._prepared[asked] = _masked(own), call, sent
         else:
             _, call, sent = known
         return call, sent, _data(call, body, form)
@@ -351,6 +352,11 @@ def _data(call: Call, body: Any, form: Mapping[str, str] | None) -> bytes | None
             call.says(f"what was to be sent cannot be written as JSON ({type(error).__name__})."),
             hint="Give plain values: str, int, finite float, bool, None, list and dict.",
         ) from None
+
+
+def _masked(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers as they may be kept: a key among them does not show."""
+    return {name: Secret(text) for name, text in headers.items()}
 
 
 def _check_headers(call: Call, headers: Mapping[str, str]) -> None:

@@ -108,7 +108,7 @@ class Answer:
         """
         with values.of_form("Ollama's", self.what):
             said = value.get("message")
-            text = values.text(value.get("response") if said is None else said.get("content"))
+            text = values.text(value["response"] if said is None else said.get("content"))
             self._thoughts.append(values.text((value if said is None else said).get("thinking")))
             if text:  # the tokens of a thought are no part of the answer
                 self._first_s = self._first_s or now_s

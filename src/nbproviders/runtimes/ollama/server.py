@@ -123,14 +123,14 @@ def loaded(value: Any, what: str) -> list[Loaded]:
                 values.count(row.get("context_length")) or None,
                 _time(row.get("expires_at")),
             )
-            for row in value.get("models") or ()
+            for row in value["models"] or ()
         ]
 
 
 def listed(value: Any, what: str) -> list[str]:
     """Return the names of the models in an answer to ``/api/tags``; else as `loaded`."""
     with values.of_form("Ollama's", what):
-        return sorted(_name(row) for row in value.get("models") or ())
+        return sorted(_name(row) for row in value["models"] or ())
 
 
 def shown(value: Any, what: str) -> Shown:
