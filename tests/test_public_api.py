@@ -14,7 +14,8 @@ from nbproviders import abc as authors
 DOCUMENTED = (
     "BaseProvider Chunk Client Completion Cost GenerationParams ModelHandle ModelPicker ModelProvider "
     "ModelSpec ProviderError ResidentProvider ResourceKey Router Score SyncClient Token WeightsProvider "
-    "alias compare compare_sync contains create_provider events exact_match list_available load "
+    "alias as_evaluator compare compare_sync contains create_provider evaluate evaluate_sync events "
+    "exact_match list_available load "
     "load_provider load_sync model plot_next_tokens plot_tokens regex_match register_provider replay "
     "residents unload unload_all unregister_provider"
 ).split()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nbproviders.authoring.weights import WeightsProvider
     from nbproviders.catalog.aliases import alias
     from nbproviders.comparison.comparison import Comparison
+    from nbproviders.comparison.evaluation import evaluate, evaluate_sync
+    from nbproviders.comparison.evaluators import as_evaluator
     from nbproviders.comparison.run import compare, compare_sync
     from nbproviders.comparison.scorers import contains, exact_match, regex_match
     from nbproviders.core.client import Client, SyncClient
@@ -65,6 +67,8 @@ _HOMES = {
     "authoring.weights": ("WeightsProvider",),
     "catalog.aliases": ("alias",),
     "comparison.comparison": ("Comparison",),
+    "comparison.evaluation": ("evaluate", "evaluate_sync"),
+    "comparison.evaluators": ("as_evaluator",),
     "comparison.run": ("compare", "compare_sync"),
     "comparison.scorers": ("contains", "exact_match", "regex_match"),
     "core.client": ("Client", "SyncClient"),

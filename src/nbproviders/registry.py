@@ -260,7 +260,7 @@ def load_provider(path: str | Path) -> ModelProvider:
     """
     place = Path(path)
     try:
-        found = _parse(place)
+        found = parse(place)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"The provider file {place} cannot be read: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("provider"), str):
@@ -276,7 +276,14 @@ def load_provider(path: str | Path) -> ModelProvider:
     return create_provider(found["provider"], **config)
 
 
-def _parse(place: Path) -> Any:
+def parse(place: Path) -> Any:
+    """Return what a JSON, TOML or YAML file holds.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be read.
+    """
     text = place.read_text(encoding="utf-8")
     if place.suffix == ".toml":
         import tomllib
