@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +15,7 @@ import nbproviders as nbp
 from nbproviders import registry
 from nbproviders.abc import ModelHandle, ModelProvider
 from nbproviders.authoring.wrapped import WrappedResource
-from nbproviders.errors import ConfigurationError, ModelAccessError
+from nbproviders.errors import ConfigurationError, ModelAccessError, ProviderError
 from nbproviders.providers.echo import EchoProvider
 from tests.scripted import ScriptedProvider
 
@@ -373,3 +375,107 @@ def test_providers_are_model_providers() -> None:
     nbp.register_provider("duck", Duck())
     for name in ("duck", "echo"):
         assert isinstance(nbp.create_provider(name), ModelProvider)
+
+
+# Fixtures
+
+
+events: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def plain() -> Lab:
+    return Lab()
+
+
+@pytest.fixture
+def yielding() -> Any:
+    events.append("set up")
+    provider = Lab()
+    yield provider
+    asyncio.run(provider.teardown_all())  # as guides have it: with a loop of its own
+    events.append("torn down")
+
+
+@pytest.fixture
+async def awaited() -> Any:
+    events.append("set up")
+    yield Lab()
+    events.append("torn down")
+
+
+@pytest.fixture
+def failing() -> Lab:
+    raise LookupError("no such lab")
+
+
+@pytest.fixture
+def taking(request: pytest.FixtureRequest, plain: Lab) -> Lab:
+    return plain
+
+
+def as_entry_point(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have a fixture of this file be a provider."""
+    point = EntryPoint(name, f"{__name__}:{name}", registry.GROUPS[1])
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    monkeypatch.setattr(registry, "_points", {**registry._entry_points(), name: point})
+
+
+@pytest.mark.parametrize("name", ["plain", "yielding", "awaited"])
+async def test_a_fixture_that_takes_none_is_a_provider(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used outside pytest too; `teardown_all` runs what stands behind its yield, once."""
+    as_entry_point(monkeypatch, name)
+    events.clear()
+    assert nbp.list_available()[name].available
+    provider = nbp.create_provider(name)
+    assert provider is nbp.create_provider(name)
+    async with provider.model("a") as m:
+        assert await m.generate("b") == "b"
+    await provider.teardown_all()
+    await provider.teardown_all()
+    assert events == ([] if name == "plain" else ["set up", "torn down"])
+    if name != "plain":
+        again = nbp.create_provider(name)
+        assert again is not provider
+        await again.teardown_all()
+
+
+def test_a_fixture_that_takes_others_is_for_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed with the reason, and cannot be made outside."""
+    as_entry_point(monkeypatch, "taking")
+    info = nbp.list_available()["taking"]
+    assert (info.available, info.reason) == (
+        False,
+        "only under pytest: it is a fixture that takes request, plain",
+    )
+    with pytest.raises(ConfigurationError, match="takes request, plain"):
+        nbp.create_provider("taking")
+    assert registry.fixture_of("taking") == "taking"
+    assert registry.fixture_of("echo") == registry.fixture_of("nobody") == ""
+
+
+def test_a_fixture_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its failure is one of our errors; so is configuration, which no fixture takes."""
+    as_entry_point(monkeypatch, "failing")
+    with pytest.raises(ConfigurationError, match="no such lab"):
+        nbp.create_provider("failing")
+    with pytest.raises(ConfigurationError, match="takes no configuration"):
+        nbp.create_provider("failing", url="x")
+
+
+async def test_a_rest_that_fails_is_told_after_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind a yield may fail; the models are freed all the same."""
+    provider = Lab()
+
+    async def rest() -> None:
+        raise LookupError("it was gone")
+
+    provider.at_teardown_all(rest)
+    async with provider.model("a"):
+        pass
+    with pytest.raises(ProviderError, match="it was gone"):
+        await provider.teardown_all()
+    assert not [one for one in nbp.residents() if one.spec == "lab:a"]
+    await provider.teardown_all()

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from nbproviders.authoring import fixtures
 from nbproviders.authoring.opening import ModelContext
 from nbproviders.authoring.provider import ModelProvider
 from nbproviders.authoring.wrapped import as_provider, construct
@@ -165,8 +166,10 @@ def _info(name: str) -> ProviderInfo:
     if point.value.startswith(_OURS):
         reason = _missing(name)
     else:
-        _load(name, point)
+        loaded = _load(name, point)
         reason = _broken.get(name, "")
+        if fixtures.is_fixture(loaded) and (taken := fixtures.needs(loaded)):
+            reason = f"only under pytest: it is a fixture that takes {', '.join(taken)}"
     return ProviderInfo(not reason, reason, source)
 
 
@@ -189,6 +192,15 @@ def _load(name: str, point: EntryPoint) -> Any:
         return None
     _broken.pop(name, None)
     return loaded
+
+
+def fixture_of(name: str) -> str:
+    """Return the name of the pytest fixture that a provider is; empty for any other."""
+    point = None if name in _registered else _entry_points().get(name)
+    if point is None or point.value.startswith(_OURS):
+        return ""
+    loaded = _load(name, point)
+    return (loaded.name or point.attr) if fixtures.is_fixture(loaded) else ""
 
 
 def create_provider(name: str, **provider_config: Any) -> ModelProvider:
@@ -236,7 +248,15 @@ def _construct(name: str, config: dict[str, Any]) -> ModelProvider:
             raise ConfigurationError(
                 f"The provider {name!r} is not available: {reason or _broken[name]}"
             )
-    if callable(target) and not isinstance(target, ModelProvider):
+    rest = None
+    if fixtures.is_fixture(target):
+        if config:
+            raise ConfigurationError(
+                f"The provider {name!r} is a pytest fixture and takes no configuration: "
+                f"{', '.join(config)}."
+            )
+        target, rest = fixtures.opened(target, name)
+    elif callable(target) and not isinstance(target, ModelProvider):
         target = construct(target, name, config)
     elif config:
         raise ConfigurationError(
@@ -245,7 +265,18 @@ def _construct(name: str, config: dict[str, Any]) -> ModelProvider:
         )
     provider = as_provider(target, name)
     provider.go_by(name)
+    if rest is not None:
+        _close_with(provider, name, rest)
     return provider
+
+
+def _close_with(provider: ModelProvider, name: str, rest: fixtures.Close) -> None:
+    async def close() -> None:
+        with _lock:  # the next one is made anew
+            _forget(name)
+        await rest()
+
+    provider.at_teardown_all(close)
 
 
 def load_provider(path: str | Path) -> ModelProvider:

@@ -86,6 +86,7 @@ class ModelProvider(ABC):
     _origin: str
     _direct: Counter[str]
     _opened: dict[Any, Opened]
+    _rests: list[Callable[[], Awaitable[None]]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Note the constructor's arguments: they are the provider's identity."""
@@ -93,6 +94,7 @@ class ModelProvider(ABC):
         self._origin = origin(cls, args, kwargs, self)
         self._direct = Counter()
         self._opened = {}
+        self._rests = []
         return self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -169,8 +171,18 @@ class ModelProvider(ABC):
             )
         except ProviderError as error:
             failures.append(error.message)
+        rests, self._rests = self._rests, []
+        for rest in rests:
+            try:
+                await rest()
+            except Exception as error:  # the author's code too
+                failures.append(f"{self.name}: {foreign(error)}")
         if failures:
             raise ProviderError("teardown_all failed in part:\n" + "\n".join(failures))
+
+    def at_teardown_all(self, rest: Callable[[], Awaitable[None]]) -> None:
+        """Have a coroutine function called, once, when all models of this provider have been freed."""
+        self._rests.append(rest)
 
     # How references become loaders
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +74,11 @@ class Providers(Mapping[str, ModelProvider]):
         return made
 
     def __contains__(self, name: object) -> bool:
-        info = registry.list_available().get(name.lower()) if isinstance(name, str) else None
-        return info is not None and info.available
+        return isinstance(name, str) and name.lower() in list(self)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, info in registry.list_available().items() if info.available)
+        listed = registry.list_available().items()
+        return (name for name, info in listed if info.available or registry.fixture_of(name))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -171,7 +170,7 @@ class Providers(Mapping[str, ModelProvider]):
             raise NoProviderError(
                 f"Unknown provider: {name}. Available providers: {', '.join(self)}."
             )
-        fixture = _fixture_of(name) if info.source != "registered" else ""
+        fixture = registry.fixture_of(name)
         if fixture:
             return as_provider(self._fixture(fixture), name)
         config = dict(self._configs.get(name, {}))
@@ -186,19 +185,6 @@ class Providers(Mapping[str, ModelProvider]):
                 raise
             raise NoProviderError(error.message, hint=error.hint) from None
         return provider
-
-
-def _fixture_of(name: str) -> str:
-    """Return the fixture that a provider's entry point names; empty if it is something else."""
-    for group in registry.GROUPS:
-        for point in entry_points(group=group):
-            if point.name.lower() != name:
-                continue
-            found = point.load()
-            if type(found).__name__ != "FixtureFunctionDefinition":  # pytest does not export it
-                return ""
-            return found.name or point.attr
-    return ""
 
 
 def read(path: Path | None) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
