@@ -12,8 +12,8 @@ import textwrap
 
 import pytest
 
-from tests.pytest_plugin import seeds
 from tests.pytest_plugin.projects import COUNTING, Log, until
+from tests.seeds import documents as seeds
 
 pytest_plugins = ["pytester"]
 

@@ -42,22 +42,6 @@ IMPORTS = {
     ),
 }
 
-# Each block of the document, by a line of it: the test that runs it, or why nothing can.
-RUN_BY = {
-    "class YourProvider(BaseProvider):": "test_the_provider_answers",
-    "from .your_provider import YourProvider": "test_its_registration_names_it",
-    'router = Router(strategy="round-robin")': "test_the_router_routes",
-    "async def test_generate_success():": "test_its_tests_pass",
-    'raise AuthenticationError("Invalid credentials")': "test_errors_are_mapped_as_it_says",
-    "result = await self._retry_with_backoff(make_request)": "test_its_retry_logic",
-    'self.logger.info("Making request to API")': "test_its_logging",
-    'config.custom_field = "value"  # Won\'t work with Pydantic': "test_its_configuration",
-    ") -> str:\n    ...": "test_its_type_hints",
-    "async def test_generate_with_mock():": "test_its_tests_pass",
-    "async def test_generate_real():": "test_its_tests_pass",
-    "# Your Provider\n\nBrief description": "markdown: the outline of a page to write, no code",
-}
-
 TEXT = FOUND[0].read_text(encoding="utf-8") if FOUND else ""
 
 
@@ -115,15 +99,6 @@ def config(**fields: Any) -> nbp.ProviderConfig:
     return nbp.ProviderConfig(
         **{"name": "your-provider", "api_key": "k", "max_retries": 0, **fields}
     )
-
-
-def test_no_block_is_left_out() -> None:
-    """Every block of the document is run by a test of this file, or listed with its reason."""
-    for language, text in blocks():
-        found = [told for words, told in RUN_BY.items() if words in text]
-        assert len(found) == 1, f"not accounted for: {text[:80]!r}"
-        assert language == "markdown" or callable(globals()[found[0]])
-    assert len(blocks()) == len(RUN_BY)
 
 
 async def test_the_provider_answers(provider: Any, service: LocalServer) -> None:
