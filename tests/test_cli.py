@@ -60,7 +60,7 @@ def test_version(tmp_path):
 
 
 def test_a_command_is_needed(capsys):
-    """Without a command, or with a wrong one, the usage names the three there are."""
+    """Without a command, or with a wrong one, the usage names the four there are."""
     for arguments in ([], ["dance"]):
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
@@ -68,7 +68,12 @@ def test_a_command_is_needed(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     told = capsys.readouterr().out
-    assert re.findall(r"^ +(demo|lab|list) ", told, re.MULTILINE) == ["demo", "lab", "list"]
+    assert re.findall(r"^ +(demo|lab|list|stop) ", told, re.MULTILINE) == [
+        "demo",
+        "lab",
+        "list",
+        "stop",
+    ]
 
 
 # demo
@@ -399,6 +404,115 @@ async def test_list_shows_kept_servers(own_places, capsys):
     assert kept_in(capsys) == []
 
 
+@pytest.fixture
+def servers(own_places):
+    """A function that keeps a stand-in running under a reference; nothing of them is left."""
+    from nbproviders.residency.entry import Progress
+    from nbproviders.runtimes.process import server
+    from tests.runtimes.process.servers import healthy, nothing_left, program
+
+    async def keep(reference: str, *, released: bool = True):
+        one = await server.start(
+            reference.partition("?")[0],
+            program(),
+            ready=healthy,
+            timeout_s=30,
+            progress=Progress(),
+            keep=True,
+            identity=reference,
+            reference=reference,
+        )
+        if released:
+            await one.release()
+        return one
+
+    with nothing_left(own_places):
+        yield keep
+        cli.main(["stop", "--all"])
+
+
+def stopped(capsys, *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = cli.main(["stop", *arguments])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="servers are kept on Linux")
+async def test_list_shows_how_it_is_found_again(servers, capsys):
+    """A kept server goes by the reference that opened it, with its process and its time in minutes."""
+    reference = "llama-server:demo-m?keep=true&keep_s=1800"
+    one = await servers(reference)
+    name, line = kept_in(capsys)
+    assert name == f"  {reference}"
+    assert line == f"    {one.base_url}  process {one.pid}  no owner, ends in 30 min"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="servers are kept on Linux")
+async def test_stop_ends_the_one_that_is_named(servers, capsys):
+    """By its process, by its reference however that is spelled, or by what it loads; the others stay."""
+    names = {
+        "llama-server:a?keep=true&keep_s=60&n_ctx=512": "LLAMA-server:a?n_ctx=512&keep_s=60&keep=True",
+        "llama-server:a?keep=true": "llama-server:a?keep=true&keep_s=7",
+        "llama-server:b?keep=true&n_ctx=256": "llama-server:b",
+        "vllm:c?keep=true": "",
+    }
+    ones = {reference: await servers(reference) for reference in names}
+    left = len(names)
+    for reference, spelled in names.items():
+        pid = ones[reference].pid
+        code, told, _ = stopped(capsys, spelled or str(pid))
+        assert (code, told) == (0, f"ended  {reference}  (process {pid})\n")
+        assert not state.process_started(pid)
+        left -= 1
+        assert len(kept_in(capsys)) == 2 * left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="servers are kept on Linux")
+async def test_stop_ends_all(servers, capsys):
+    """With ``--all`` every kept one ends, and it is told which of them somebody used; none is no error."""
+    owned = await servers("llama-server:a?keep=true", released=False)
+    free = await servers("llama-server:b?keep=true")
+    code, told, _ = stopped(capsys, "--all")
+    assert code == 0
+    assert sorted(told.splitlines()) == [
+        f"ended  llama-server:a?keep=true  (process {owned.pid}, which had 1 owner)",
+        f"ended  llama-server:b?keep=true  (process {free.pid})",
+    ]
+    assert not owned.alive
+    await owned.release()
+    assert stopped(capsys, "--all") == (0, "No server is kept running.\n", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="servers are kept on Linux")
+async def test_stop_says_what_there_is(servers, capsys):
+    """A name of none, or of several, ends nothing, and the error has those to choose from."""
+    code, out, told = stopped(capsys, "llama-server:a")
+    assert (code, out) == (1, "")
+    assert told == (
+        "nbproviders: No kept server goes by 'llama-server:a'.\nNone is kept running now.\n"
+    )
+    one = await servers("llama-server:a?keep=true&n_ctx=256")
+    two = await servers("llama-server:a?keep=true&n_ctx=512")
+    code, _, told = stopped(capsys, "llama-server:a")
+    assert code == 1
+    assert "'llama-server:a' is the name of 2 kept servers." in told
+    assert {str(one.pid), str(two.pid)} <= set(re.findall(r"\d+", told))
+    code, _, told = stopped(capsys, str(os.getpid()))
+    assert code == 1
+    assert f"llama-server:a?keep=true&n_ctx=256 (process {one.pid})" in told
+    assert len(kept_in(capsys)) == 4
+
+
+def test_stop_needs_a_name(capsys):
+    """Neither nothing nor both is a request."""
+    for arguments in ([], ["--all", "7"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["stop", *arguments])
+        assert ended.value.code == 2
+    assert "--all" in capsys.readouterr().err
+
+
 def kept_in(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Return the lines on kept servers."""
     assert cli.main(["list"]) == 0
@@ -448,3 +562,18 @@ def test_poor_encoding(tmp_path):
     ran = run("list", cwd=tmp_path, NBPROVIDERS_CONFIG=str(config), PYTHONIOENCODING="ascii")
     assert ran.returncode == 0, ran.stderr
     assert "\\u043c" in ran.stdout
+
+
+def test_doctor(tmp_path):
+    """What is wrong is told, with what to do, and the exit code says so; a sound machine is told so."""
+    empty = tmp_path / "config.toml"
+    empty.touch()
+    sound = run("doctor", cwd=tmp_path, NBPROVIDERS_CONFIG=str(empty))
+    told = sound.stdout.splitlines()
+    assert told[0] == "Packages"
+    if "WRONG" not in sound.stdout:  # a full disk, say
+        assert (sound.returncode, told[-1]) == (0, "Nothing is wrong.")
+    broken = run("doctor", cwd=tmp_path, NBPROVIDERS_CONFIG=str(empty), OPENAI_API_KEY=f"{FAKE}\nx")
+    assert broken.returncode == 1
+    assert re.search(r"WRONG OpenAI +OPENAI_API_KEY has a line break\n +> Copy it", broken.stdout)
+    assert FAKE not in broken.stdout + broken.stderr

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 QUICKSTART = NOTEBOOKS / "01_quickstart.ipynb"
 QUANTIZATION = NOTEBOOKS / "02_quantization.ipynb"
+PROVIDER = NOTEBOOKS / "06_write_a_provider.ipynb"
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 
@@ -75,7 +76,12 @@ def quantization(tmp_path_factory) -> dict[str, Any]:
     return executed(QUANTIZATION, tmp_path_factory.mktemp("lesson"), "transformers", "llama_cpp")
 
 
-@pytest.fixture(params=["quickstart", "quantization"])
+@pytest.fixture(scope="module")
+def write_a_provider(tmp_path_factory) -> dict[str, Any]:
+    return executed(PROVIDER, tmp_path_factory.mktemp("lesson"), "transformers")
+
+
+@pytest.fixture(params=["quickstart", "quantization", "write_a_provider"])
 def lesson(request) -> dict[str, Any]:
     """Each executed notebook in turn."""
     return request.getfixturevalue(request.param)
@@ -249,3 +255,33 @@ def test_charts_have_words(quantization):
         assert re.search(r'<img alt="[^"]{20,}"', data["text/html"])
     assert set(demo.GGUF) <= set(re.findall(r"demo-\w+", text_of(quantization["residents"])))
     assert int(text_of(quantization["unload"])) > 1_000_000
+
+
+def test_own_provider_is_set_up_once(write_a_provider):
+    """The provider of the lesson is set up by its first use, not again, and torn down when it is unloaded."""
+    assert text_of(write_a_provider["ask"]) == "set up: sums\n42\n"
+    assert text_of(write_a_provider["again"]) == "6\n42 99\n"
+    assert text_of(write_a_provider["unload"]).startswith("torn down: sums\n")
+    assert "Take sums or words." in text_of(write_a_provider["refused"])
+
+
+def test_own_provider_is_picked_and_compared(write_a_provider):
+    """It is in the picker, and right in a comparison wherever it has a rule; the rest fails alone."""
+    assert "rules:words" in write_a_provider["picker"][0].data["text/html"]
+    (shown,) = [o for o in write_a_provider["comparison"] if "text/html" in o.get("data", {})]
+    assert re.search(r"rules:sums +70 +50 +100%", shown.data["text/plain"])
+    assert re.search(r"rules:words +70 +40 +100%", shown.data["text/plain"])
+    by_task = frame_of(write_a_provider["by-task"]).set_index("spec")
+    assert list(by_task.index[by_task["rules:sums"] == 1]) == ["add2", "add3"]
+    assert list(by_task.index[by_task["rules:words"] == 1]) == ["upper", "reverse", "sort"]
+    assert text_of(write_a_provider["streaming"]).replace("|", "") == "rett"
+
+
+def test_own_provider_is_proved(write_a_provider):
+    """The table shows that it keeps its promises; the careless one breaks those that the text names."""
+    (shown,) = [o for o in write_a_provider["check"] if "text/html" in o.get("data", {})]
+    assert re.search(r"rules:sums: \d\d ok, 0 failed", shown.data["text/plain"])
+    broken = re.findall(r"^(\w+): ", text_of(write_a_provider["broken"]), re.MULTILINE)
+    assert broken
+    assert {name.partition("_")[0] for name in broken} == {"failed"}
+    assert "src/my_provider/provider.py" in text_of(write_a_provider["kit"])

@@ -1,4 +1,4 @@
-"""The command ``nbproviders``: ``demo``, ``lab`` and ``list``.
+"""The command ``nbproviders``: ``demo``, ``lab``, ``list``, ``stop``, ``doctor``, ``new-provider``.
 
 Tables go to stdout, progress and errors to stderr; an error is its message, what to do, and exit code 1.
 """
@@ -6,6 +6,7 @@ Tables go to stdout, progress and errors to stderr; an error is its message, wha
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import io
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbproviders import __version__, demo
+from nbproviders import __version__, demo, kit
 from nbproviders.catalog.services import SERVICES, Service
 from nbproviders.core import engine
 from nbproviders.errors import ConfigurationError, ProviderError
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     from nbproviders.catalog.local import LocalModel
     from nbproviders.comparison.comparison import Comparison
     from nbproviders.registry import ProviderInfo
+    from nbproviders.runtimes.process.keeping import Kept
 
 REPORT = "nbproviders-demo.html"
 QUICKSTART = "01_quickstart.ipynb"
 _COLUMNS = 80
+_MINUTES_FROM_S = 120
 _INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 
 
@@ -85,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     lab.add_argument("--no-open-browser", action="store_true", help="only start the server")
     lab.epilog = "Further arguments go to JupyterLab, such as --port 8890."
     command("list", _list, "Show providers, keys, and the models found on this machine.")
+    kit.add_command(commands)
+    command("doctor", _doctor, "Look for what keeps a provider from working, and say what to do.")
+    ended = command("stop", _stop, "End servers that were kept running.")
+    which = ended.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "server", nargs="?", metavar="REFERENCE|PROCESS", help="as `nbproviders list` shows it"
+    )
+    which.add_argument("--all", action="store_true", help="end all of them")
     return parser
 
 
@@ -288,10 +299,75 @@ def _kept_servers() -> list[str]:
         return textwrap.wrap(error.message, _COLUMNS, initial_indent="  ", subsequent_indent="  ")
     lines = []
     for one in found:
-        owners = f"{one.owners or 'no'} owner{'s' if one.owners > 1 else ''}"
-        left = "" if one.left_s is None else f", ends in {one.left_s:.0f} s"
-        lines += [f"  {one.what}", f"    {one.base_url}  process {one.pid}  {owners}{left}"]
+        left = "" if one.left_s is None else f", ends in {_time(one.left_s)}"
+        state = f"process {one.pid}  {_owners(one)}{left}"
+        lines += [f"  {one.reference or one.what}", f"    {one.base_url}  {state}"]
     return lines
+
+
+def _doctor(*_: Any) -> int:
+    from nbproviders import doctor
+    from nbproviders.doctor.report import tell
+
+    problems = tell(doctor.examine(), functools.partial(print, flush=True))
+    return 1 if problems else 0
+
+
+def _owners(one: Kept) -> str:
+    return f"{one.owners or 'no'} owner{'s' if one.owners > 1 else ''}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < _MINUTES_FROM_S else f"{seconds / 60:.0f} min"
+
+
+def _stop(options: argparse.Namespace, _: Sequence[str]) -> int:
+    from nbproviders.runtimes.process import keeping
+
+    found = keeping.kept()
+    chosen = found if options.all else [_chosen(options.server, found)]
+    for one in chosen:
+        engine.default().wait(functools.partial(keeping.stop, one))
+        had = f", which had {_owners(one)}" if one.owners else ""
+        print(f"ended  {one.reference or one.what}  (process {one.pid}{had})", flush=True)
+    if not chosen:
+        print("No server is kept running.")
+    return 0
+
+
+def _chosen(text: str, found: Sequence[Kept]) -> Kept:
+    """Return the one kept server that a reference, or the number of a process, means."""
+    named = [
+        [one for one in found if text in (str(one.pid), one.reference)],
+        [one for one in found if _loaded(text) == _loaded(one.reference or one.what)],
+        [one for one in found if text == one.what],
+    ]
+    matching = next(filter(None, named), [])
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise ConfigurationError(
+            f"{text!r} is the name of {len(matching)} kept servers.",
+            hint=f"Name the process: {' or '.join(str(one.pid) for one in matching)}.",
+        )
+    kept = "; ".join(f"{one.reference or one.what} (process {one.pid})" for one in found)
+    raise ConfigurationError(
+        f"No kept server goes by {text!r}.",
+        hint=f"There are: {kept}." if kept else "None is kept running now.",
+    )
+
+
+def _loaded(reference: str) -> str:
+    """Return a reference in one spelling, without what it says of keeping; what is none, as it is."""
+    from nbproviders import registry
+    from nbproviders.core.spec import ModelSpec
+
+    try:
+        spec = ModelSpec.parse(reference, registry.list_available())
+    except ConfigurationError:
+        return reference
+    loads = {name: v for name, v in spec.options if name not in ("keep", "keep_s")}
+    return ModelSpec.of(spec.provider, spec.model, loads).text
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
