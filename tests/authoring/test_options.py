@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 import nbproviders as nbp
 from nbproviders.authoring.options import Option, check, split
+from nbproviders.core.spec import split_options
 from nbproviders.errors import ConfigurationError
 from tests.services.keys import FAKE
 
@@ -67,6 +69,33 @@ def test_values_that_do_not_fit(name: str, value: Any) -> None:
     assert type(value).__name__ in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("flag", "Write flag=true or flag=false. "),
+        ("n_ctx", "Write n_ctx=512. Tokens of context."),
+        ("scale", "Write scale=1. A factor."),
+        ("keep", "Write keep=true or keep=false. Stays."),
+        ("timeout", "Write timeout=1.5. In seconds."),
+        ("args", 'Write args=["a","b"]. '),
+        ("map", ""),
+    ],
+)
+def test_a_value_that_does_not_fit_has_an_example(name: str, told: str) -> None:
+    """How it is written, with its default if there is one; and what is written so is taken."""
+    declared = {
+        **DECLARED,
+        "keep": Option((bool,), help="Stays."),
+        "timeout": Option((float,), help="In seconds."),
+        "args": Option((list,)),
+    }
+    with pytest.raises(ConfigurationError) as caught:
+        check(declared, {name: b"yes"}, "x")
+    assert caught.value.hint == told
+    for written in re.findall(r"(\w+=\S+)(?:\.| or)", told):
+        check(declared, split_options(f"m?{written}")[1], "x")
+
+
 def test_an_int_for_a_float_is_the_same_value() -> None:
     """scale=2 and scale=2.0 are one thing, and must not become two resources."""
     assert repr(check(DECLARED, {"scale": 2}, "x")) == repr(check(DECLARED, {"scale": 2.0}, "x"))
@@ -92,8 +121,9 @@ def test_call_options_are_split_off() -> None:
     """chat and invariant are for calls, not for loading."""
     assert split({"n": 1, "chat": False, "invariant": True}) == ({"n": 1}, False, True)
     assert split({}) == ({}, None, False)
-    with pytest.raises(ConfigurationError, match="chat='no' must be true or false"):
+    with pytest.raises(ConfigurationError, match="chat='no' must be true or false") as caught:
         split({"chat": "no"})
+    assert caught.value.hint == "Write chat=true or chat=false."
 
 
 @pytest.mark.parametrize(

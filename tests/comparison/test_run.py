@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import nbproviders as nbp
+from tests.scripted import Gate, ScriptedModel, happened
+from tests.services.keys import FAKE
 
 PROMPTS = [("12+30=", "42"), ("upper owl:", "OWL"), ("reverse cat:", "tac")]
 
@@ -126,6 +129,51 @@ async def test_clients_handles_objects_and_contexts_are_models() -> None:
         frame = (await nbp.compare(models, ["a b"])).frame
     assert list(frame["text"]) == ["a b", "a b", "a b", "A B"]
     await handle.teardown()
+
+
+async def test_models_elsewhere_are_asked_at_the_same_time() -> None:
+    """Those that compute here run one after another, and while they do those elsewhere are asked."""
+    gates = {name: Gate() for name in ("here", "next", "one", "two")}
+    models = {name: ScriptedModel(gate=gate) for name, gate in gates.items()}
+    for name in ("one", "two"):
+        models[name].info = replace(models[name].info, remote=True)
+    work = asyncio.ensure_future(nbp.compare(models, ["a"]))
+    for name in ("here", "one", "two"):
+        await happened(gates[name].reached)
+    assert not gates["next"].reached.is_set()
+    gates["here"].open()
+    await happened(gates["next"].reached)
+    for gate in gates.values():
+        gate.open()
+    frame = (await work).frame
+    assert list(frame["spec"]) == list(models)
+    assert frame["error"].isna().all()
+
+
+async def test_stopping_stops_those_elsewhere_too() -> None:
+    """None of the models that were asked at the same time goes on when the comparison is stopped."""
+    models = {name: ScriptedModel(gate=Gate()) for name in ("here", "one", "two")}
+    for name in ("one", "two"):
+        models[name].info = replace(models[name].info, remote=True)
+    work = asyncio.ensure_future(nbp.compare(models, ["a"]))
+    for model in models.values():
+        assert model._gate is not None
+        await happened(model._gate.reached)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    for model in models.values():
+        await happened(model.cancelled)
+
+
+def test_who_computes_elsewhere() -> None:
+    """A service does, what answers at this machine's own address does not, and no local provider."""
+    assert nbp.create_provider("openai", api_key=FAKE).model("m").remote
+    assert not nbp.create_provider("openai", base_url="http://localhost:1/v1").model("m").remote
+    assert not nbp.create_provider("openai").model("m?base_url=http://127.0.0.1:1/v1").remote
+    assert not nbp.create_provider("ollama", base_url="http://localhost:1").model("m").remote
+    assert not nbp.create_provider("echo").model("m").remote
+    assert not nbp.create_provider("transformers").model("demo-m").remote
 
 
 async def test_models_called_alike_are_told_apart_by_names() -> None:

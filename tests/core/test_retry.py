@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -83,8 +84,44 @@ async def test_so_many_times_and_no_more(times: int) -> None:
     model = Failing(*errors)
     with pytest.raises(ServiceUnavailableError) as told:
         await retry(model, times).generate("x")
-    assert (model.asked, told.value.message) == (times + 1, str(times))
+    assert model.asked == times + 1
+    assert told.value.message.split()[0] == str(times)
     assert told.value.final
+
+
+@pytest.mark.parametrize("kind", [ServiceUnavailableError, RateLimitError, TimeoutError])
+async def test_the_error_says_how_often_was_asked(
+    kind: type[ProviderError], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beside what to do by itself; each retry was logged with the wait before it."""
+    model = Failing(*[kind("HTTP 429", hint="Try later.") for _ in range(9)])
+    with caplog.at_level(logging.INFO, "nbproviders"), pytest.raises(kind) as told:
+        await retry(model, 2).generate("x")
+    assert told.value.message == "HTTP 429 (asked 3 times)"
+    assert told.value.hint == "Try later. max_retries=… asks more often."
+    logged = [one.getMessage() for one in caplog.records if one.name.startswith("nbproviders")]
+    wait = "asking again in 0.0 s or a little later"
+    assert logged == [f"HTTP 429; {wait} (attempt {n} of 3)." for n in (2, 3)]
+
+
+@pytest.mark.parametrize("first", [None, ServiceUnavailableError("x")])
+async def test_a_last_word_that_is_no_retry_is_left_alone(first: ProviderError | None) -> None:
+    """Nothing is added to what asking again cannot help, however it came to that."""
+    used_up = RateLimitError("used up", retry_after_s=99)
+    used_up.final = True
+    for error in (AuthenticationError("refused"), used_up):
+        model = Failing(*([first] if first else []), error)
+        before = str(error)
+        with pytest.raises(type(error)) as told:
+            await retry(model).generate("x")
+        assert (str(told.value), model.asked) == (before, 1 + bool(first))
+
+
+async def test_one_attempt_is_not_counted() -> None:
+    """With no retries nothing is said of them, nor logged."""
+    with pytest.raises(ServiceUnavailableError) as told:
+        await retry(Failing(ServiceUnavailableError("down")), 0).generate("x")
+    assert str(told.value) == "down"
 
 
 async def test_never_after_the_first_chunk() -> None:
@@ -100,9 +137,9 @@ async def test_never_after_the_first_chunk() -> None:
 async def test_retries_do_not_multiply() -> None:
     """What was retried inside is final outside."""
     model = Failing(*[ServiceUnavailableError("x")] * 9)
-    with pytest.raises(ServiceUnavailableError):
+    with pytest.raises(ServiceUnavailableError) as told:
         await Retry(retry(model, 2), 3, first_wait_s=QUICK_S).generate("x")
-    assert model.asked == 3
+    assert (model.asked, told.value.message) == (3, "x (asked 3 times)")
 
 
 async def test_the_service_is_waited_for_as_it_asks() -> None:
@@ -116,6 +153,8 @@ async def test_the_service_is_waited_for_as_it_asks() -> None:
     with pytest.raises(RateLimitError) as told:
         await retry(model).generate("x")
     assert (model.asked, told.value.retry_after_s) == (1, MAX_WAIT_S + 1)
+    assert told.value.message == "x"
+    assert "asks to be left alone for 31 s; at most 30 s are waited for" in told.value.hint
 
 
 async def test_a_cancelled_wait_ends_at_once() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -199,7 +200,10 @@ async def test_a_start_that_takes_too_long(folder: Path) -> None:
     with pytest.raises(TimeoutError, match=r"within 0\.7 s") as caught:
         async with provider("--load-s", 60, start_timeout_s=0.7).model("demo-m"):
             pass
-    assert "loading shard 1 of 2 ****" in str(caught.value)
+    told = caught.value.message.splitlines()
+    assert told[0].endswith("llama-server:demo-m was not ready within 0.7 s. It said at last:")
+    assert told[1:] == ["loading shard 1 of 2 ****"]
+    assert caught.value.hint == "If it was still loading, give it longer: start_timeout_s=…"
     assert left(folder) == []
 
 
@@ -221,6 +225,20 @@ async def test_a_flood_of_output() -> None:
     async with provider("--flood", 50).model("demo-m") as m:
         assert await m.generate("a") == "a"
         assert served(m).server.log_path.stat().st_size <= 5_000_100
+
+
+async def test_a_server_that_only_refuses() -> None:
+    """What it answers while it should be ready is told once, without the paths of its command."""
+    broken = "import http.server as h, sys\nclass H(h.BaseHTTPRequestHandler):\n"
+    broken += "    def do_POST(self): self.send_error(500, 'No CUDA')\n    log_message = print\n"
+    broken += "h.HTTPServer(('127.0.0.1', int(sys.argv[sys.argv.index('--port') + 1])), H).serve_forever()"
+    made = nbp.create_provider("llama-server", command=[sys.executable, "-c", broken])
+    with pytest.raises(TimeoutError) as caught:
+        await made.model("demo-m", start_timeout_s=3).open()
+    told = caught.value.message.splitlines()[0]
+    assert re.search(r"within 3 s\. When asked, it failed: HTTP 500 from POST http://\S+: .+", told)
+    assert told.count("llama-server:") == 2  # of which one is the reference that failed
+    assert ".gguf" not in told
 
 
 async def test_stop_during_a_start(folder: Path, note: Path) -> None:
@@ -375,6 +393,24 @@ async def test_one_that_is_not_kept_ends_with_its_kernel(note: Path, folder: Pat
     assert state.process_started(pid)
     kernel.kill()
     assert soon(lambda: not state.process_started(pid)) < 2
+
+
+async def test_how_long_it_is_kept_makes_no_other_server(note: Path) -> None:
+    """Another `keep_s` finds the same server, in this kernel and after it; the longest counts, and shows."""
+    made = provider("--note", note, keep=True)
+    async with made.model("demo-m", keep_s=60) as one, made.model("demo-m?keep_s=900") as two:
+        assert await one.generate("a") == await two.generate("a") == "a"
+    session.unload_all(timeout_s=BOUND_S)
+    async with made.model("demo-m", keep_s=5):
+        assert len(starts(note)) == len(records()) == 1
+    session.unload_all(timeout_s=BOUND_S)
+    soon(lambda: kept()[0].left_s is not None)
+    (told,) = kept()
+    assert told.left_s is not None
+    assert 800 < told.left_s <= 900
+    assert told.reference == "llama-server:demo-m?keep_s=900"
+    assert told.what == "llama-server:demo-m"
+    await end_kept()
 
 
 async def test_closing_starts_the_clock_of_a_kept_one() -> None:

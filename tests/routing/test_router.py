@@ -140,6 +140,30 @@ async def test_when_all_fail_all_are_told() -> None:
     assert all(e.__traceback__ is None for _, e in told.value.errors)  # type: ignore[attr-defined]
 
 
+async def test_what_to_do_is_told_for_each_member() -> None:
+    """The hint of every member stands under its error, once; that of a single one is the error's own."""
+    members = [
+        Named("a", fails=nbp.RateLimitError("slow down", hint="Ask later.")),
+        Named("b", fails=nbp.ServiceUnavailableError("gone", hint="Is it running?\nSee its log.")),
+    ]
+    with pytest.raises(nbp.ServiceUnavailableError) as told:
+        await router(*members).route("x")
+    assert str(told.value).splitlines()[1:] == [
+        "a: RateLimitError: slow down",
+        "  Ask later.",
+        "b: ServiceUnavailableError: gone",
+        "  Is it running?",
+        "  See its log.",
+    ]
+    assert [one.hint for _, one in told.value.errors] == [  # type: ignore[attr-defined]
+        "Ask later.",
+        "Is it running?\nSee its log.",
+    ]
+    with pytest.raises(nbp.RateLimitError) as alone:
+        await router(members[0]).route("x")
+    assert str(alone.value) == "a: slow down\nAsk later."
+
+
 async def test_a_wrong_key_ends_the_search_and_lists_who_failed_before() -> None:
     """Its kind, and both messages."""
     members = [Named("a", fails=down()), Named("b", fails=nbp.AuthenticationError("bad key"))]

@@ -114,6 +114,8 @@ for name, model_class, options in json.loads(sys.argv[1]):
     try:
         if model_class == "load":
             told = nbp.load_sync(f"transformers:org/{{name}}", **options).spec
+        elif model_class == "access":
+            told = hub.require_access(f"org/{{name}}", whole=True) is None
         else:
             told = TransformersProvider(**options).validate_model_access(f"org/{{name}}", model_class)
     except nbp.ModelAccessError as error:
@@ -132,6 +134,7 @@ ALLOWED: list[Case] = [
     ("pickled", CAUSAL, {"allow_pickle": True}),
     ("t5", SEQ2SEQ, {}),
     ("new", CAUSAL, {}),
+    *((name, "access", {}) for name in ("good", "granted", "pickled", "bert", "adapter")),
 ]
 REFUSED: list[tuple[Case, str]] = [
     (("missing", CAUSAL, {}), "has no model 'org/missing'"),
@@ -153,6 +156,9 @@ REFUSED: list[tuple[Case, str]] = [
     (("slow", CAUSAL, {}), "did not answer within"),
     (("dripping", CAUSAL, {}), "did not answer within"),
     (("gated", "load", {}), "is gated"),
+    (("gated", "access", {}), "is gated"),
+    (("missing", "access", {}), "has no model 'org/missing'"),
+    (("dripping", "access", {}), "did not answer within"),
     (("bert", "load", {}), "BertForMaskedLM"),
     (("t5", "load", {"model_class": CAUSAL}), "?model_class=AutoModelForSeq2SeqLM"),
 ]
@@ -238,11 +244,11 @@ def test_a_download_that_stopped_is_not_the_model(tmp_path: Path) -> None:
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")
     write_llama(snapshot)
-    [(whole, _)] = ask([("half", CAUSAL, {})], tmp_path, HF_HUB_OFFLINE="1")
-    assert whole is True
+    cases: list[Case] = [("half", CAUSAL, {}), ("half", "access", {})]
+    assert [told for told, _ in ask(cases, tmp_path, HF_HUB_OFFLINE="1")] == [True, True]
     (snapshot / "model.safetensors").unlink()
-    [(half, _)] = ask([("half", CAUSAL, {})], tmp_path, HF_HUB_OFFLINE="1")
-    assert "only in part in the local cache" in half
+    for half, _ in ask(cases, tmp_path, HF_HUB_OFFLINE="1"):
+        assert "only in part in the local cache" in half
 
 
 def test_the_time_it_is_given() -> None:

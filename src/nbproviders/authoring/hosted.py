@@ -18,7 +18,13 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from nbproviders.authoring.opening import Opened
 from nbproviders.authoring.options import Option, check
-from nbproviders.authoring.service import CONFIG_OPTIONS, BaseProvider, asking, served
+from nbproviders.authoring.service import (
+    CONFIG_OPTIONS,
+    LOCAL,
+    BaseProvider,
+    asking,
+    served,
+)
 from nbproviders.catalog import keys
 from nbproviders.catalog.services import Service
 from nbproviders.core import engine
@@ -36,7 +42,7 @@ T = TypeVar("T")
 
 HEALTH_S = 5.0
 _PARALLEL = Option((int,), 32, "Requests at once, at most 512; the others wait here.")
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_STORED = "a place other than the environment"
 
 
 class HostedProvider(BaseProvider):
@@ -79,6 +85,8 @@ class HostedProvider(BaseProvider):
         self.chosen = check(type(self).settings, settings, config.name)
         self.service = self._row(config.name)
         self._wired: tuple[tuple[object, ...], Wire] | None = None
+        self._key_place = ""  # where the key of the last request was found: a variable, or _STORED
+        self._withheld = False
         if not 1 <= self.parallel <= 512:
             raise ConfigurationError(f"parallel={self.parallel} must be from 1 to 512.")
 
@@ -243,7 +251,12 @@ class HostedProvider(BaseProvider):
     @property
     def _here(self) -> bool:
         """Whether it runs on this machine."""
-        return self._place[1] in _LOCAL
+        return self._place[1] in LOCAL
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another machine computes: for a service the rule."""
+        return not self._here
 
     @property
     def _at_home(self) -> bool:
@@ -264,6 +277,7 @@ class HostedProvider(BaseProvider):
             return self.config.api_key
         variables = self.service.key_variables
         if not variables or not self._at_home:
+            self._key_place = ""
             return None
         key = keys.find(variables)
         if key is None:
@@ -272,6 +286,8 @@ class HostedProvider(BaseProvider):
                 hint=f"Set {' or '.join(variables)} in the environment, store it in the keyring, or "
                 f'pass it: nbp.create_provider("{self.config.name}", api_key=…). See docs/keys.md.',
             )
+        set_ones = (name for name in variables if os.environ.get(name, "").strip())
+        self._key_place = next(set_ones, _STORED)
         return key
 
     async def _asked(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -279,10 +295,43 @@ class HostedProvider(BaseProvider):
         with asking(self, self.config.name):
             return await on_engine(work)
 
-    def _refused(self) -> None:
-        """Forget a stored key that the service refused, so that it is asked for again."""
+    def _refused(self, error: AuthenticationError) -> None:
+        """Say which key the service refused; forget a stored one, so that it is asked for again."""
+        if "hint" not in vars(error):  # whoever raised it knew no better than its class
+            if not self.config.api_key and not self._key_place:
+                error.args = (f"{error.message} (No key was sent.)",)
+            error.hint = self._key_hint()
         if not self.config.api_key and self._at_home:
             keys.forget(self.service.key_variables)
+
+    def _key_hint(self) -> str:
+        """Return what to do about the key of the last request, or about none."""
+        service, variables = self.service, self.service.key_variables
+        give = f'nbp.model("{self.config.name}:…", api_key=…)'
+        if self.config.api_key:
+            return "The key given as api_key=… was refused. Check it, and what it may be used for."
+        if self._key_place == _STORED:
+            return (
+                "The key that was entered, or stored in the keyring, was refused and is forgotten. Run "
+                "the cell that opens the model again, and you will be asked. To replace a stored one: "
+                f"keyring set {keys.KEYRING_SERVICE} {variables[0]}"
+            )
+        if self._key_place:
+            return (
+                f"The key in the environment's {self._key_place} was refused. Check it, and what it may "
+                f"be used for, or pass another: {give}."
+            )
+        if self._withheld:
+            return f"The provider's own api_key goes to its own base_url only. Pass this one's: {give}."
+        if not variables:
+            return f"{service.title} by itself needs no key. Pass one if this one does: {give}."
+        if self.config.name != service.name:
+            return f"Keys of services are sent to no other address. Pass this one's: {give}."
+        whose, further = f"{' or '.join(variables)} is sent to {service.title} itself only", ""
+        if service.url_variable:
+            whose += f", or where {service.url_variable} says"
+            further = f", or set {service.url_variable} to it instead of base_url"
+        return f"{whose}. Pass the key of this address: {give}{further}."
 
     def _ignored(self, request: Request) -> tuple[str, ...]:
         """Return the names of the parameters that were asked for and are not taken."""
@@ -313,7 +362,9 @@ class HostedProvider(BaseProvider):
     def _instance(self, key: ResourceKey) -> Self:
         given = {name: key.values.get(name) for name in type(self).settings}
         own = {name: v for name, v in given.items() if v is not None}
-        return type(self)(self._config_of(key), **{**self.chosen, **own})
+        made = type(self)(self._config_of(key), **{**self.chosen, **own})
+        made._withheld = bool(self.config.api_key and not made.config.api_key)
+        return made
 
     async def __aenter__(self) -> Self:
         """Check that there is a key, before anything is asked."""

@@ -106,6 +106,11 @@ class ResidentLoader:
     def __init__(self, provider: ResidentProvider, spec: ModelSpec, key: ResourceKey) -> None:
         self._provider, self.spec, self.key = provider, spec, key
 
+    @property
+    def remote(self) -> bool:
+        """As the provider says, before anything is loaded."""
+        return self._provider.remote(self.key)
+
     async def estimate(self) -> Mapping[str, int]:
         """Ask the provider, off the loop: headers are read and libraries imported."""
         return await asyncio.to_thread(self._provider.estimate, self.key)

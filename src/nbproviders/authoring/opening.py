@@ -120,6 +120,11 @@ class ModelContext:
         entry = residencies.default().find(self._opened.loader.key)
         return entry is not None and entry.model is not None
 
+    @property
+    def remote(self) -> bool:
+        """Whether another machine computes; see `ModelInfo`."""
+        return bool(getattr(self._opened.loader, "remote", False))
+
     async def open(self) -> Client:
         """Return a client to keep; whoever opens it closes it."""
         __tracebackhide__ = True

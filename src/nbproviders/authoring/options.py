@@ -12,6 +12,14 @@ from nbproviders.core.spec import holds_secret
 from nbproviders.errors import ConfigurationError
 
 CALL_OPTIONS = ("chat", "invariant")
+_EXAMPLES = {
+    bool: "true",
+    int: "1",
+    float: "1.5",
+    list: '["a","b"]',
+    dict: '{"a":1}',
+    str: '"…"',
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +79,20 @@ def check(
             raise ConfigurationError(
                 f"The option {name}={shown} of provider {provider!r} must be {kinds}, not "
                 f"{type(value).__name__}.",
-                hint=option.help,
+                hint=f"{_written(name, option)}{option.help}",
             )
     return {name: _value(given, name, option) for name, option in declared.items()}
+
+
+def _written(name: str, option: Option) -> str:
+    """Return how an option of one kind is written in a reference."""
+    if len(option.kinds) != 1:
+        return ""
+    example = _EXAMPLES.get(option.kinds[0], "")
+    if isinstance(option.default, int | float) and not isinstance(option.default, bool):
+        example = f"{option.default:g}"
+    other = f" or {name}=false" if option.kinds[0] is bool else ""
+    return f"Write {name}={example}{other}. " if example else ""
 
 
 def with_defaults(
@@ -129,5 +148,8 @@ def split(given: Mapping[str, Any]) -> tuple[dict[str, Any], bool | None, bool]:
     chat, invariant = rest.pop("chat", None), rest.pop("invariant", None)
     for name, value in (("chat", chat), ("invariant", invariant)):
         if value is not None and not isinstance(value, bool):
-            raise ConfigurationError(f"The option {name}={value!r} must be true or false.")
+            raise ConfigurationError(
+                f"The option {name}={value!r} must be true or false.",
+                hint=f"Write {name}=true or {name}=false.",
+            )
     return rest, chat, bool(invariant)

@@ -48,6 +48,10 @@ class ResidentProvider(ModelProvider):
         """Return the bytes a model will take on each device; nothing if unknown."""
         return {}
 
+    def remote(self, key: ResourceKey) -> bool:
+        """Return whether another machine computes; see `ModelInfo`."""
+        return False
+
     def load_spec(self, spec: ModelSpec, key: ResourceKey, progress: Progress) -> Model:
         """Load, and have the model know its reference."""
         progress.phase = "loading"

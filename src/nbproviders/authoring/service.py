@@ -35,10 +35,12 @@ from nbproviders.errors import (
     foreign,
 )
 from nbproviders.residency.entry import Progress
+from nbproviders.runtimes.http.call import origin_of
 
 Answer = Callable[[Request], AsyncGenerator[str | Finish, None]]
 Complete = Callable[[Request], Awaitable[tuple[str, Finish]]]
 
+LOCAL = ("localhost", "127.0.0.1", "::1")
 _PARALLEL = 32
 # What a reference or a setup may say of how a service is reached; it wins over the configuration.
 CONFIG_OPTIONS = {
@@ -95,7 +97,7 @@ class BaseProvider(ResidentProvider):
     async def health_check(self) -> bool:
         """Return whether the service answers; never raise."""
 
-    def _refused(self) -> None:
+    def _refused(self, error: AuthenticationError) -> None:
         """Told that the service refused the key; there is nothing to do for one that was given."""
 
     async def _retry_with_backoff(
@@ -147,6 +149,19 @@ class BaseProvider(ResidentProvider):
             return key, watched
         return replace(key, options=f"{key.options} {own}"), watched
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another machine computes, as far as the address tells."""
+        url = self.config.base_url
+        try:
+            return url is not None and origin_of(url)[1] not in LOCAL
+        except ValueError:  # it is told when something is asked
+            return False
+
+    def remote(self, key: ResourceKey) -> bool:
+        """Whether the instance for this model is asked elsewhere."""
+        return self._instance(key).elsewhere
+
     def _instance(self, key: ResourceKey) -> Self:
         """Return a provider for one of the service's models, configured as its reference says."""
         return type(self)(self._config_of(key))
@@ -185,7 +200,8 @@ class ServiceModel(Model):
         streams = getattr(provider, "streams", False)
         self._complete: Complete | None = None if streams else getattr(provider, "complete", None)
         can = getattr(provider, "can", frozenset({"chat"}))
-        self.info = ModelInfo(spec, parallel=getattr(provider, "parallel", _PARALLEL), can=can)
+        parallel = getattr(provider, "parallel", _PARALLEL)
+        self.info = ModelInfo(spec, parallel=parallel, can=can, remote=provider.elsewhere)
 
     @property
     def raw(self) -> object:
@@ -309,8 +325,8 @@ def asking(provider: BaseProvider, what: str) -> Iterator[None]:
     try:
         with mapped_service(what):
             yield
-    except AuthenticationError:
-        provider._refused()
+    except AuthenticationError as error:
+        provider._refused(error)
         raise
 
 

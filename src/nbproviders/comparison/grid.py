@@ -69,6 +69,16 @@ class Contender:
         return self.label or self.spec
 
     @property
+    def remote(self) -> bool:
+        """Whether another machine computes, so that others can be asked at the same time."""
+        if self.model is not None:
+            return self.model.info.remote
+        try:
+            return self.context is not None and self.context.remote
+        except ProviderError:  # its cells fail with it
+            return False
+
+    @property
     def provider_name(self) -> str:
         """What stands before the colon."""
         return self.spec.partition(":")[0]

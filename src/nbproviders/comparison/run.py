@@ -79,8 +79,7 @@ async def compare(
     run = Run.of(models, prompts, params, scorers, repeats, budget)
     began_s = time.perf_counter()
     with _Bar(run, shown=progress) as bar:
-        for contender in run.in_order():
-            await bar.during(run.model(contender))
+        await bar.during(run.all())
     return run.result(time.perf_counter() - began_s)
 
 
@@ -161,6 +160,23 @@ class Run:
         Those in memory come first, so that they are not evicted for others before their turn.
         """
         return sorted(self.contenders, key=lambda one: not _in_memory(one))
+
+    async def all(self) -> None:
+        """Run all models: those that compute here one after another, the others at the same time."""
+        here: list[Contender] = []
+        work = []
+        for one in self.in_order():
+            if one.remote:
+                work.append(asyncio.ensure_future(self.model(one)))
+            else:
+                here.append(one)
+        try:
+            for one in here:
+                await self.model(one)
+            await asyncio.gather(*work)
+        finally:
+            for task in work:  # where another has failed, or somebody stopped it all
+                task.cancel()
 
     async def model(self, contender: Contender) -> None:
         """Run all cells of one model, and score them."""

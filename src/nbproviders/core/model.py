@@ -44,6 +44,8 @@ class ModelInfo:
         Names of further capabilities: ``chat``, ``next_tokens``, ``score``, ``logprobs``, ``proxy``.
     notes
         What a person should know of how it was loaded, such as an optimisation that stepped back and why.
+    remote
+        Whether another machine computes: asking it then takes nothing from models that compute here.
     """
 
     spec: str
@@ -52,6 +54,7 @@ class ModelInfo:
     context_tokens: int | None = None
     can: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    remote: bool = False
 
 
 class Stream:

@@ -1,7 +1,8 @@
 """`Retry`: a model that asks again where asking again may help. The one place that retries.
 
 Exponential with jitter, at most 30 s; as long as a service asks for (``Retry-After``), if that is no longer;
-only retryable errors, and never after the first chunk of a stream: nobody gets half of two answers.
+only retryable errors, and never after the first chunk of a stream: nobody gets half of two answers. Each
+retry is logged (INFO), and the error that is left says how often was asked.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from nbproviders.core.params import GenerationParams, Messages, Request, as_requ
 from nbproviders.errors import ProviderError
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 MAX_WAIT_S = 30.0
 _FIRST_WAIT_S = 0.5
 _JITTER_S = 0.5
+_MORE = "max_retries=… asks more often."
 
 
 async def retrying(
@@ -29,7 +32,8 @@ async def retrying(
 ) -> T:
     """Return what a call returns, asking again up to `max_retries` times.
 
-    Its error, if it fails to the end, is final: an outer `Retry` lets it through.
+    Its error, if it fails to the end, is final: an outer `Retry` lets it through. It says how often was
+    asked, and whether the service wants to be left alone for longer than anybody waits here.
 
     Raises
     ------
@@ -41,19 +45,56 @@ async def retrying(
     except ProviderError as error:
         failures = [error]
 
-    async def again() -> T:
-        if failures:  # the first attempt was made above
-            raise failures.pop()
-        return await call()
+    async def again(attempt: Any) -> T:
+        try:
+            if failures:  # the first attempt was made above
+                raise failures.pop()
+            return await call()
+        except ProviderError as error:
+            _note(error, attempt, max_retries)
+            raise
 
+    asked = 1
     try:
         async for attempt in _attempts(max_retries, first_wait_s):
+            asked = attempt.num
             with attempt:
-                return await again()
+                return await again(attempt)
     except ProviderError as error:
-        error.final = True
+        _conclude(error, asked)
         raise
     raise AssertionError("no attempt was made")  # pragma: no cover  # there is always one
+
+
+def _note(error: ProviderError, attempt: Any, max_retries: int) -> None:
+    """Log that it will be asked again, if it will."""
+    wait_s = _wait(error)
+    if wait_s is False or attempt.num > max_retries:
+        return
+    least_s = attempt.next_wait if wait_s is True else wait_s
+    logger.info(
+        "%s; asking again in %.1f s or a little later (attempt %d of %d).",
+        error.message.rstrip("."),
+        least_s,
+        attempt.num + 1,
+        max_retries + 1,
+    )
+
+
+def _conclude(error: ProviderError, asked: int) -> None:
+    """Make an error the last word: it is final, and says what was tried."""
+    if error.retryable and not error.final:
+        wish_s: float | None = getattr(error, "retry_after_s", None)
+        if asked > 1:
+            error.args = (f"{error.message} (asked {asked} times)",)
+        if wish_s is not None and wish_s > MAX_WAIT_S:
+            error.hint = (
+                f"The service asks to be left alone for {wish_s:.0f} s; at most {MAX_WAIT_S:.0f} s are "
+                "waited for here. Ask again after that, or another model."
+            )
+        elif asked > 1:
+            error.hint = f"{error.hint} {_MORE}".strip()
+    error.final = True
 
 
 def _attempts(max_retries: int, first_wait_s: float) -> AsyncIterator[Any]:

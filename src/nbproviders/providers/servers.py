@@ -12,7 +12,7 @@ import subprocess
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,8 +23,8 @@ from nbproviders.core.closing import closing_on_failure
 from nbproviders.core.config import ProviderConfig
 from nbproviders.core.model import Model
 from nbproviders.core.params import GenerationParams, Request
-from nbproviders.core.spec import ResourceKey, canonical
-from nbproviders.errors import ConfigurationError, foreign
+from nbproviders.core.spec import ModelSpec, ResourceKey, canonical
+from nbproviders.errors import ConfigurationError, ServiceUnavailableError, foreign
 from nbproviders.providers.server_model import ServerModel
 from nbproviders.providers.speakers import Speaker
 from nbproviders.residency.entry import Progress
@@ -146,6 +146,14 @@ class ServerProvider(ResidentProvider):
 
     async def load(self, key: ResourceKey, progress: Progress) -> Model:
         """Start the server, or find it, and return its model."""
+        return await self._serving(ModelSpec(self.name, key.model), key, progress)
+
+    async def open_spec(self, spec: ModelSpec, key: ResourceKey, progress: Progress) -> Model:
+        """The same, and the server goes by the reference as it was written: a key has paths."""
+        progress.phase = "connecting"
+        return self._known(await self._serving(spec, key, progress), spec)
+
+    async def _serving(self, spec: ModelSpec, key: ResourceKey, progress: Progress) -> Model:
         values = key.values
         if values["base_url"]:
             speaker = self._speaker(values["base_url"], values["api_key"], key.model, values)
@@ -153,34 +161,42 @@ class ServerProvider(ResidentProvider):
         if not values["command"]:
             await asyncio.to_thread(_require, self.packages, values["python"], *self.requirement)
         placed = await asyncio.to_thread(self._placed, key, progress)
-        begin = partial(self._start, key, placed)
+        begin = partial(self._start, spec, key, placed)
         running = await begin(progress)
 
         def speak(one: ManagedServer) -> Speaker:
             return self._speaker(f"{one.base_url}/v1", one.key, placed.model, values)
 
-        model = ServerModel(f"{self.name}:{key.model}", begin, running, speak)
+        model = ServerModel(_named(spec), begin, running, speak)
         async with closing_on_failure(model):
             model.limit(await self._context(placed, model.speaker))
         return model
 
-    async def _start(self, key: ResourceKey, placed: Placed, progress: Progress) -> ManagedServer:
+    async def _start(
+        self, spec: ModelSpec, key: ResourceKey, placed: Placed, progress: Progress
+    ) -> ManagedServer:
         values = key.values
         exclusive, policy = self._exclusive(values)
         return await processes.start(
-            f"{self.name}:{key.model}",
+            _named(spec),
             lambda port, secret: self._command(placed, values, port, secret),
             ready=partial(self._ready, placed.model, values),
             timeout_s=values["start_timeout_s"],
             progress=progress,
             keep=values["keep"],
             keep_s=values["keep_s"],
-            identity=f"{self.name} {key.digest}",
+            identity=f"{self.name} {self._same(key).digest}",
             probe=self.probe,
             exclusive=exclusive,
             policy=policy,
             base_port=values["base_port"],
+            reference=spec.text,
         )
+
+    def _same(self, key: ResourceKey) -> ResourceKey:
+        """Return a key that servers share which differ in nothing but how long they are kept."""
+        loads = {k: v for k, v in key.values.items() if self.options[k].loads and k != "keep_s"}
+        return replace(key, options=canonical(loads))
 
     def _command(
         self, placed: Placed, values: Mapping[str, Any], port: int, secret: str
@@ -199,6 +215,9 @@ class ServerProvider(ResidentProvider):
             await speaker.complete(
                 Request("Hi", GenerationParams(max_tokens=1), chat=False, whole=True)
             )
+        except ServiceUnavailableError as error:  # told by a start that failed, which has the name
+            error.args = (error.message.removeprefix(f"{self.name}:{model}: "),)
+            raise
         finally:
             await speaker.aclose()
         return True
@@ -222,6 +241,11 @@ class ServerProvider(ResidentProvider):
         speaker = self.speaker(config, parallel=self.parallel)
         speaker.can = self.can
         return speaker
+
+
+def _named(spec: ModelSpec) -> str:
+    """Return a reference without its options."""
+    return f"{spec.provider}:{spec.model}"
 
 
 def _require(packages: Sequence[str], python: str | None, needed: str, extra: str) -> None:

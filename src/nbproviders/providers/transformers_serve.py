@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from nbproviders.authoring.options import Option
@@ -13,7 +14,8 @@ from nbproviders.errors import ConfigurationError
 from nbproviders.providers.servers import Placed, ServerProvider
 from nbproviders.providers.speakers import Speaker, TransformersSpeaker
 from nbproviders.providers.transformers import meant
-from nbproviders.runtimes import checkpoints
+from nbproviders.residency.entry import Progress
+from nbproviders.runtimes import checkpoints, hub
 
 _QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")
 
@@ -61,6 +63,13 @@ class TransformersServeProvider(ServerProvider):
             checkpoints.watched(folder),
         )
 
+    def _placed(self, key: ResourceKey, progress: Progress) -> Placed:
+        """Refuse early what is not there: the server tries an unreachable Hub until its time is over."""
+        if not key.values["command"]:  # which may run where other models are
+            progress.phase = "checking access"
+            _require_access(key.model)
+        return Placed(key.model)
+
     async def _context(self, placed: Placed, speaker: Speaker) -> int | None:
         """Return what the configuration says, which is here by now."""
         return await asyncio.to_thread(_trained, placed.model)
@@ -74,6 +83,17 @@ class TransformersServeProvider(ServerProvider):
             if values[name]:
                 told.append(f"--{name.replace('_', '-')}")
         return told
+
+
+def _require_access(model: str) -> None:
+    """Check what `transformers serve` is told to load: a folder, or a Hub id, perhaps with ``@revision``."""
+    if model.endswith(".gguf"):  # ``repository:file``, which may be here without the rest
+        return
+    if not checkpoints.is_local(model):
+        name, _, revision = model.partition("@")
+        hub.require_access(name, revision, whole=True)
+    elif not Path(model).expanduser().exists():
+        checkpoints.require_weights(Path(model).expanduser(), model)  # says so
 
 
 def _trained(model: str) -> int | None:

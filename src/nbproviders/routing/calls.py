@@ -112,17 +112,23 @@ class Call:
 def summary(failures: Sequence[tuple[str, ProviderError]]) -> ProviderError:
     """Return the last of some members' errors; its message lists all, its ``errors`` holds them."""
     error = fresh(failures[-1][1])
-    told = [f"{name}: {type(one).__name__}: {one.message}" for name, one in failures]
+    told = [_told(name, one) for name, one in failures]
     if len(failures) == 1:
         prefix = f"{failures[0][0]}: "
         error.args = (scrub(prefix + error.message.removeprefix(prefix)),)
     else:
         last = "all failed" if error.retryable else "the last of them is not one to fall back from"
         error.args = (scrub(f"{len(told)} members were asked, {last}:\n" + "\n".join(told)),)
+        error.hint = ""  # each stands with its member
     # One that was tried again to the end is not to be tried again from outside.
     error.final = any(one.final for _, one in failures)
     vars(error)["errors"] = tuple((name, fresh(one)) for name, one in failures)
     return error
+
+
+def _told(name: str, error: ProviderError) -> str:
+    hint = "".join(f"\n  {line}" for line in error.hint.splitlines())
+    return f"{name}: {type(error).__name__}: {error.message}{hint}"
 
 
 def unused(name: str, taken: Collection[str]) -> str:

@@ -174,6 +174,7 @@ class Router(Model):
         return ModelInfo(
             self._spec,
             parallel=max(1, sum(max(info.parallel, 1) for info in infos)),
+            remote=bool(infos) and all(info.remote for info in infos),
             context_tokens=min(contexts, default=None),
             can=can & _PASSED_ON,
         )

@@ -252,6 +252,16 @@ class Reply(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"this answer has no field {name!r}") from None
 
+    def model_dump(self) -> dict[str, Any]:
+        """Return it as plain objects, as that method of the client of OpenAI does."""
+        return {name: _plain(value) for name, value in self.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Reply):
+        return value.model_dump()
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
 
 def reply(value: Any) -> Any:
     """Return a JSON value with its objects as `Reply`."""

@@ -21,18 +21,28 @@ _ABSENT, _PARTIAL = "not in the local cache", "only in part in the local cache"
 _HERE = "demo-xs, demo-s, demo-m"
 
 
-def require_access(model_id: str, revision: str = "") -> None:
+def require_access(model_id: str, revision: str = "", *, whole: bool = False) -> None:
     """Check that a Hub id is in the local cache or can be downloaded, whatever it holds.
 
     Takes 10 s at most, however slow the Hub answers; so does `require_model`.
+
+    Parameters
+    ----------
+    model_id
+        Such as ``org/name``.
+    revision
+        Branch, tag or commit.
+    whole
+        Whether a checkpoint in the cache has to have all its weights.
 
     Raises
     ------
     ModelAccessError
         With the reason: missing, gated, or offline.
     """
-    if checkpoints.folder_of(model_id, revision or None) is None:
-        _asked(model_id, revision, _ABSENT)
+    folder = checkpoints.folder_of(model_id, revision or None)
+    if folder is None or (whole and not checkpoints.is_whole(folder, allow_pickle=True)):
+        _asked(model_id, revision, _ABSENT if folder is None else _PARTIAL)
 
 
 def require_model(

@@ -205,3 +205,60 @@ def test_request_id() -> None:
     """The number by which a service finds a request stands in the error, scrubbed like all else."""
     error = refused(call({"x-api-key": "plainword"}), 500, {"request-id": "r plainword"}, b"")
     assert error.message.endswith("(request-id r ****)")
+
+
+def hint_at(path: str, status: int = 404, code: str = "") -> str:
+    """Return the hint of an error at an address."""
+    body = json.dumps({"error": {"message": "no", "code": code}}).encode()
+    return refused(call(url=f"http://host:8000{path}"), status, {}, body).hint
+
+
+@pytest.mark.parametrize("status", [404, 405])
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/v1/chat/completions/chat/completions", "ends before /chat/completions"),
+        ("/v1/chat/completions/models", "ends before /chat/completions"),
+        ("/v1/chat/completions/completions", "ends before /chat/completions"),
+        ("/v1/v1/messages", "'/v1' stands twice"),
+        ("/v1/messages/v1/messages", "'/v1/messages' stands twice"),
+        ("/chat/completions", "http://host:8000/v1. Else"),
+        ("/openai/chat/completions?key=secret", "http://host:8000/openai/v1. Else"),
+        ("/completions", "http://host:8000/v1. Else"),
+        ("/models", "http://host:8000/v1. Else"),
+    ],
+)
+def test_a_slip_in_the_base_url(path: str, told: str, status: int) -> None:
+    """An address that shows what is wrong with the base URL is a hint that says it."""
+    hint = hint_at(path, status)
+    assert hint.startswith("Is base_url right?")
+    assert told in hint
+    assert "secret" not in hint
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/chat/completions", "/v1beta/openai/models", "/api/chat", "/api/v1/chat/completions", "/"],
+)
+def test_no_slip_in_the_base_url(path: str) -> None:
+    """Any other address that was not found may be a wrong model as well."""
+    assert hint_at(path) == "Check the model's name and base_url."
+
+
+def test_a_model_that_is_not_found() -> None:
+    """A service that says that it is the model is believed, whatever its address looks like."""
+    assert hint_at("/chat/completions", code="model_not_found").startswith("Check the model's")
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(429, "Ask for fewer at once (parallel=…)"), (500, "try again later"), (529, "try again")],
+)
+def test_what_may_pass_has_a_hint(status: int, told: str) -> None:
+    """Too many requests, and a service's own trouble, say what to do; also inside a success."""
+    assert told in refused(call(), status, {}, b"").hint
+    inside = told_by(call(), {"error": {"code": status, "message": "no"}}, {})
+    assert inside is not None
+    assert told in inside.hint
+    used_up = refused(call(), 429, {}, b'{"error": {"code": "insufficient_quota"}}')
+    assert used_up.hint.startswith("The quota or credit")

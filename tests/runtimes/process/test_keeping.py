@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from nbproviders.core import engine
 from nbproviders.errors import ConfigurationError
 from nbproviders.residency.entry import Progress
-from nbproviders.runtimes.process import channel, server, state
+from nbproviders.runtimes.process import channel, keeping, server, state
 from nbproviders.runtimes.process.keeping import kept
 from tests.runtimes.process.servers import files, healthy, program, soon
 from tests.runtimes.process.test_guardian import kernel, killed
@@ -141,6 +143,99 @@ async def test_a_kept_server_that_does_not_answer_is_ended(folder: Path) -> None
     assert await server.find("a", ready=no) is None
     assert not state.process_started(pid)
     assert files(folder) == []
+
+
+async def test_stopping_ends_it_for_everyone(folder: Path) -> None:
+    """A kept server is ended though a kernel owns it, nothing of it is left, and nobody else is touched."""
+    child, (pid,) = kernel("gate", keep_s=60)
+    (told,) = kept()
+    await keeping.stop(told)
+    assert not state.process_started(pid)
+    assert files(folder) == []
+    assert child.poll() is None
+    await keeping.stop(told)  # it has ended already
+    killed(child)
+
+
+async def test_stopping_one_that_hangs(folder: Path) -> None:
+    """One that does not end by itself is killed when its grace is over."""
+    child, (pid,) = kernel("start", keep_s=60)
+    killed(child)
+    os.kill(pid, signal.SIGSTOP)
+    (told,) = kept()
+    await keeping.stop(told, grace_s=0.2)
+    assert not state.process_started(pid)
+    assert files(folder) == []
+
+
+async def test_what_took_its_numbers_is_not_stopped(folder: Path) -> None:
+    """A record whose processes ended, and whose numbers others have now, ends nobody."""
+    child, _ = kernel("start", keep_s=60)
+    (told,) = kept()
+    root = state.root()
+    record = next(one for one in state.records(root) if one.id == told.id)
+    await keeping.stop(told)
+    killed(child)
+    other = subprocess.Popen(["sleep", "60"])  # noqa: ASYNC220 - not waited for
+    (root / told.id).mkdir()
+    state.write(root / told.id, dataclasses.replace(record, pid=other.pid, guardian=other.pid))
+    assert kept() == []
+    await keeping.stop(told)
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    assert files(folder) == []
+
+
+async def test_who_wants_it_longest_decides(folder: Path) -> None:
+    """A later owner may extend how long it is kept, here or in another process, and never shortens it."""
+
+    async def opened(keep_s: float, reference: str) -> server.ManagedServer:
+        return await server.start(
+            "lab",
+            program(),
+            ready=healthy,
+            timeout_s=10,
+            progress=Progress(),
+            keep=True,
+            keep_s=keep_s,
+            identity="a",
+            reference=reference,
+        )
+
+    child, (pid,) = kernel("start", keep_s=30)  # another process
+    one = await opened(60, "first")
+    killed(child)
+    for keep_s, reference in ((50, "shorter"), (70, "longest"), (20, "last")):
+        two = await opened(keep_s, reference)
+        assert two.pid == pid
+        await two.release()
+    soon(lambda: kept()[0].reference == "longest")
+    other, (same,) = kernel("start", keep_s=90)
+    assert same == pid
+    killed(other)
+    two = await opened(80, "of one that does not know of the 90")
+    await two.release()
+    await one.release()
+    soon(lambda: kept()[0].left_s is not None)
+    (told,) = kept()
+    assert told.left_s is not None
+    assert 80 < told.left_s <= 90
+    await keeping.stop(told)
+
+
+def test_a_record_of_another_version_is_read(folder: Path) -> None:
+    """What it lacks has a default, what it has besides is nobody's business: its server can be ended."""
+    child, _ = kernel("start", keep_s=60)
+    (path,) = folder.rglob("server.json")
+    told = json.loads(path.read_text())
+    del told["reference"]
+    path.write_text(json.dumps({**told, "colour": "red"}))
+    (one,) = kept()
+    assert (one.id, one.reference) == (told["id"], "")
+    engine.default().wait(lambda: keeping.stop(one))
+    assert files(folder) == []
+    killed(child)
 
 
 async def test_keeping_needs_an_identity() -> None:

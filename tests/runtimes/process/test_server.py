@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -117,6 +118,24 @@ async def test_a_check_that_hangs_does_not_outlast_the_time() -> None:
         await start(ready=hang, timeout_s=0.3)
     with pytest.raises(TimeoutError, match="KeyError: 'nothing there'"):
         await start(ready=fail, timeout_s=0.3)
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_what_a_late_server_answers_is_told(listens: bool) -> None:
+    """Its refusals are, in one sentence; that nobody answers yet is what "not ready" says already."""
+
+    async def refused(base_url: str, key: str) -> bool:
+        while listens and not await healthy(base_url, key):
+            await asyncio.sleep(0.02)
+        raise ServiceUnavailableError("HTTP 503 from POST /v1: Still broken.", hint="Wait.")
+
+    body = "serve()" if listens else "time.sleep(60)"
+    with pytest.raises(TimeoutError) as caught:
+        await start(program(body), ready=refused, timeout_s=2 if listens else 0.3)
+    told = " When asked, it failed: HTTP 503 from POST /v1: Still broken." if listens else ""
+    expected = rf"lab was not ready within \S+ s\.{re.escape(told)} It said (nothing\.|at last:)"
+    assert re.match(expected, caught.value.message)
+    assert caught.value.hint.endswith("start_timeout_s=…")
 
 
 async def test_an_error_that_no_waiting_mends_ends_the_start() -> None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from nbproviders.errors import (
     AuthenticationError,
@@ -70,6 +71,13 @@ _HINTS: dict[int, str] = {
     405: "Check base_url: there is something else at this address.",
     407: "A proxy wants a user and password: HTTPS_PROXY=http://user:password@host:port.",
     413: "The request is too large for this service: shorten the prompt.",
+}
+# Addresses as they come of a base URL with a part that is added to it, or without the one it needs.
+_TWICE = re.compile(r"((?:/[^/]+)+)\1(?=/|$)")
+_UNVERSIONED = re.compile(r"((?:(?!/v\d).)*?)/(?:chat/completions|completions|models)")
+_KIND_HINTS: dict[type[ProviderError], str] = {
+    RateLimitError: "Ask for fewer at once (parallel=…), or try again later.",
+    ServiceUnavailableError: "That is the service's own trouble: try again later.",
 }
 _USED_UP_HINT = (
     "The quota or credit of this key is used up; waiting does not help. See the plan and billing."
@@ -233,14 +241,31 @@ def _made(
             text += f" ({name} {call.redacted(headers[name], _BEGINNING)})"
             break
     used_up = kind is RateLimitError and (status == 402 or bool(told.names & _USED_UP))
-    hint = _USED_UP_HINT if used_up else _HINTS.get(status or 0)
-    error = kind(call.says(text), hint=hint)
+    hint = _misplaced(call.url, told) if status in (404, 405) else ""
+    hint = hint or _HINTS.get(status or 0) or _KIND_HINTS.get(kind) or ""
+    if used_up:
+        hint = _USED_UP_HINT
+    error = kind(call.says(text), hint=hint or None)
     error.final = used_up
     wish_s = None if used_up else retry_after_s(headers)
     if wish_s is not None and kind.retryable:
         # 503 and 408 may tell it like 429 does; the class of 429 alone declares it.
         vars(error)["retry_after_s"] = wish_s
     return error
+
+
+def _misplaced(url: str, told: Told) -> str:
+    """Return what is wrong with the base URL, by an address that was not found; empty if nothing is."""
+    place = url.partition("?")[0]
+    if "/chat/completions/" in place:
+        return "Is base_url right? It ends before /chat/completions, which is added to it."
+    twice = _TWICE.search(urlsplit(place).path)
+    if twice is not None:
+        return f"Is base_url right? In that address {twice[1]!r} stands twice: leave it out once."
+    plain = _UNVERSIONED.fullmatch(place)
+    if plain is not None and "model_not_found" not in told.names:
+        return f"Is base_url right? Most end with /v1: {plain[1]}/v1. Else check the model's name."
+    return ""
 
 
 def _kind(status: int | None, told: Told) -> type[ProviderError]:

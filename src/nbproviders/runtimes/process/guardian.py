@@ -256,6 +256,13 @@ class Guardian:
             state.write(self._folder, self._record)
             self._tell(event="kept", record=self._record.id)
 
+        elif told["do"] == "extend":
+            longer = told["keep_s"] > self._record.keep_s  # another owner may have asked for more
+            if longer:
+                known = {name: told[name] for name in ("keep_s", "reference")}
+                self._record = replace(self._record, **known)
+                state.write(self._folder, self._record)
+
     async def _adopt(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve somebody who knows the secret: an owner to be, or one who asks how things are."""
         with suppress(OSError, ValueError, KeyError, TimeoutError):

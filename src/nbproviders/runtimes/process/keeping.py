@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbproviders.errors import ServiceUnavailableError
+from nbproviders.errors import ProviderError, ServiceUnavailableError
 from nbproviders.runtimes.process import channel, state
 from nbproviders.runtimes.process.starting import Ready, Running, end
 
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 5.0
 _HUNG_GRACE_S = 1.0
+_POLL_S = 0.02
 
 
 async def adopt(identity: str, ready: Ready | None) -> Running | None:
@@ -79,6 +81,8 @@ class Kept:
         How many processes own it.
     left_s
         Seconds until it ends; None while it has an owner.
+    reference
+        What it was opened by, and is found by again; empty if that is not known.
     """
 
     what: str
@@ -88,6 +92,8 @@ class Kept:
     log_path: Path
     owners: int
     left_s: float | None
+    id: str
+    reference: str
 
 
 def kept() -> list[Kept]:
@@ -103,5 +109,40 @@ def kept() -> list[Kept]:
             continue
         path = state.log_of(root / record.id)
         shown = (record.what, record.identity, record.pid, record.base_url, path)
-        found.append(Kept(*shown, told["owners"], told["left_s"]))
+        found.append(Kept(*shown, told["owners"], told["left_s"], record.id, record.reference))
     return found
+
+
+async def stop(one: Kept, grace_s: float = 10.0) -> None:
+    """End a kept server for everyone, and return when nothing of it is left.
+
+    Its guardian is asked to, by the secret that only its record has: no process is signalled from here, so
+    none can be mistaken for it.
+
+    Parameters
+    ----------
+    grace_s
+        Given to the server to end by itself, before it is killed.
+
+    Raises
+    ------
+    ProviderError
+        If it does not end.
+    """
+    root = state.root()
+    record = next((each for each in state.records(root) if each.id == one.id), None)
+    if record is None:  # it has ended meanwhile
+        return
+    line = channel.connect(record.control, secret=record.secret, do="own")
+    if line is not None:
+        line.listen()
+        await line.event("owned", _ANSWER_S)
+        await end(line, root, grace_s)
+    until_s = time.monotonic() + _ANSWER_S
+    while record.guarded:  # the last it does is to close the connection
+        if time.monotonic() > until_s:
+            raise ProviderError(
+                f"{one.what} (process {one.pid}) does not end.",
+                hint=f"Its guardian is process {record.guardian}: with that it would end, too.",
+            )
+        await asyncio.sleep(_POLL_S)

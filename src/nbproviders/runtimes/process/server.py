@@ -148,6 +148,7 @@ async def start(
     grace_s: float = 10.0,
     log_bytes: int = output.LIMIT_BYTES,
     base_port: int = 0,
+    reference: str = "",
 ) -> ManagedServer:
     """Start a server and return when it is ready; one of that identity that runs is shared.
 
@@ -164,6 +165,7 @@ async def start(
         From the server's start until it must be ready.
     keep
         Let the server outlive this process, for `keep_s` seconds without an owner; needs an identity.
+        Of those who share it, the one counts who wants it kept longest.
     identity
         What makes two servers the same; empty: this one is never shared.
     probe
@@ -177,6 +179,8 @@ async def start(
         Given to the server to end by itself, before it is killed.
     base_port
         Where the search for a free port begins; 0 lets the system choose.
+    reference
+        What a user writes to have it, for lists of kept servers.
 
     Raises
     ------
@@ -199,7 +203,7 @@ async def start(
         )
     order = Order(
         what, command, ready, timeout_s, keep, keep_s, identity, probe, exclusive, policy, queue_s,
-        grace_s, log_bytes, base_port,
+        grace_s, log_bytes, base_port, reference,
     )  # fmt: skip
     return await engine.default().call(lambda: _shared(order, progress))
 
@@ -227,7 +231,7 @@ async def _shared(order: Order, progress: Progress) -> ManagedServer:
         await asyncio.wait({under_way.task})  # given up by all: it is being undone
     found = _running.get(name)
     if found is not None and found.alive:
-        return ManagedServer(found)
+        return _handle(found, order)
     if under_way is None:
         under_way = _starts[name] = _Start()
         under_way.task = asyncio.create_task(_run(order, name, under_way))
@@ -237,17 +241,24 @@ async def _shared(order: Order, progress: Progress) -> ManagedServer:
             progress.phase = under_way.phase
             progress.check()
             await asyncio.wait({under_way.task}, timeout=_WAIT_S)
-        return _handle(under_way.task)
+        return _handle(_result(under_way.task), order)
     finally:
         under_way.waiters -= 1
         if not under_way.waiters:
             await _undo(under_way.task)
 
 
-def _handle(task: asyncio.Task[Running]) -> ManagedServer:
+def _handle(running: Running, order: Order) -> ManagedServer:
+    """Return a handle for whoever gave an order, who may want it kept for longer than others did."""
+    if order.keep:
+        running.extend(order.keep_s, order.reference)
+    return ManagedServer(running)
+
+
+def _result(task: asyncio.Task[Running]) -> Running:
     error = task.exception()
     if error is None:
-        return ManagedServer(task.result())
+        return task.result()
     raise fresh(error) if isinstance(error, ProviderError) else error
 
 

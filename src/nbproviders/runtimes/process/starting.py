@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from nbproviders.errors import (
     TimeoutError,
     foreign,
     mapped,
+    scrub,
 )
 from nbproviders.runtimes.process import output, ports, state
 from nbproviders.runtimes.process.channel import Channel, ask, errors_of, launch
@@ -74,6 +75,7 @@ class Order:
     grace_s: float
     log_bytes: int
     base_port: int
+    reference: str
 
 
 class Running:
@@ -99,6 +101,12 @@ class Running:
         """Whether it still runs, and nobody is ending it."""
         over = self._ending or self.channel.over
         return not over and self.channel.told("ended") is None
+
+    def extend(self, keep_s: float, reference: str) -> None:
+        """Let a kept server live without an owner for so long, if that is longer than it does."""
+        if 0 < self.record.keep_s < keep_s:
+            self.record = replace(self.record, keep_s=keep_s, reference=reference)
+            self.channel.send(do="extend", keep_s=keep_s, reference=reference)
 
     async def end(self) -> None:
         """End it for everyone, and return when nothing of it is left."""
@@ -204,9 +212,10 @@ class _Attempt:
             key=self.key,
             probe=self.order.probe,
             keep_s=self.order.keep_s if self.order.keep else 0,
+            reference=self.order.reference,
         )
         if self.order.keep:
-            known = ("identity", "base_url", "key", "probe", "keep_s")
+            known = ("identity", "base_url", "key", "probe", "keep_s", "reference")
             self.channel.send(do="keep", record={name: getattr(record, name) for name in known})
             if await self.channel.event("kept", _GUARDIAN_S) is None:
                 raise self._ended_early()
@@ -253,7 +262,7 @@ class _Attempt:
 
     async def _until_ready(self, base_url: str) -> None:
         until_s = time.monotonic() + self.order.timeout_s
-        failure: ForeignError | None = None
+        failure: _NotReady | None = None
         while True:
             self.say(f"starting {self.order.what}: {self._tail(1)}".removesuffix(": "))
             asking = asyncio.ensure_future(self.order.ready(base_url, self.key))
@@ -284,14 +293,16 @@ class _Attempt:
     def _tail(self, lines: int) -> str:
         return output.tail(state.log_of(self.folder), lines, [self.key])
 
-    def _late(self, failure: ForeignError | None) -> TimeoutError:
-        why = f" It was asked, and: {failure}." if failure is not None else ""
+    def _late(self, failure: _NotReady | None) -> TimeoutError:
+        # That nobody answers yet is what "not ready" says already.
+        telling = failure is not None and (failure.answered or ports.taken(self.port))
+        why = f" When asked, it failed: {failure.text.rstrip('.')}." if failure and telling else ""
         error = TimeoutError(
-            f"{self.order.what} was not ready within {self.order.timeout_s:g} s.{why}"
-            f"{_said(self._tail(_SHOWN_LINES))}",
-            hint="If it was still loading, give it longer: timeout_s=…",
+            f"{self.order.what} was not ready within {self.order.timeout_s:g} s."
+            f"{why}{_said(self._tail(_SHOWN_LINES))}",
+            hint="If it was still loading, give it longer: start_timeout_s=…",
         )
-        error.__cause__ = failure
+        error.__cause__ = None if failure is None else failure.cause
         return error
 
     def _ended_early(self) -> Exception:
@@ -314,21 +325,36 @@ class _Attempt:
         )
 
 
-def _answer(asking: asyncio.Future[bool]) -> tuple[bool, ForeignError | None]:
+@dataclass(frozen=True, slots=True)
+class _NotReady:
+    """Why a check failed.
+
+    Attributes
+    ----------
+    answered
+        Whether it says more than that the server could not be reached yet, as far as its class tells.
+    """
+
+    text: str
+    cause: ForeignError
+    answered: bool
+
+
+def _answer(asking: asyncio.Future[bool]) -> tuple[bool, _NotReady | None]:
     """Return what the caller's check says; one that cannot reach the server yet raises."""
     try:
         return asking.result(), None
     except ProviderError as error:
         if not error.retryable:
             raise
-        return False, foreign(error)
+        return False, _NotReady(scrub(error.message), foreign(error), answered=False)
     except Exception as error:  # the border to the provider's check; told when time is over
-        return False, foreign(error)
+        return False, _NotReady(str(foreign(error)), foreign(error), answered=True)
 
 
 def _said(text: str) -> str:
     lines = "\n".join(text.splitlines()[-_SHOWN_LINES:])
-    return f" It said:\n{lines}" if lines else " It said nothing."
+    return f" It said at last:\n{lines}" if lines else " It said nothing."
 
 
 def how_it_ended(status: int | None) -> str:

@@ -43,6 +43,7 @@ class Record:
     probe: str = ""
     keep_s: float = 0.0
     control: int = 0
+    reference: str = ""
     secret: str = field(default="", repr=False)
 
     @property
@@ -146,8 +147,11 @@ def records(root: Path) -> list[Record]:
 def _read(folder: Path) -> Record | None:
     try:
         values = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        return Record(**{one.name: values[one.name] for one in fields(Record)})
-    except (OSError, ValueError, KeyError, TypeError):  # gone, half-made or another version's
+        # What another version does not write has its default: its servers run, and can be ended.
+        return Record(
+            **{one.name: values[one.name] for one in fields(Record) if one.name in values}
+        )
+    except (OSError, ValueError, TypeError):  # gone, or half-made
         return None
 
 
