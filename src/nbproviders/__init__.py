@@ -11,51 +11,73 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from nbproviders.authoring.provider import ModelHandle, ModelProvider
-    from nbproviders.authoring.resident import ResidentProvider
-    from nbproviders.authoring.service import BaseProvider
-    from nbproviders.authoring.weights import WeightsProvider
-    from nbproviders.catalog.aliases import alias
-    from nbproviders.comparison.comparison import Comparison
-    from nbproviders.comparison.evaluation import evaluate, evaluate_sync
-    from nbproviders.comparison.evaluators import as_evaluator
-    from nbproviders.comparison.run import compare, compare_sync
-    from nbproviders.comparison.scorers import contains, exact_match, regex_match
-    from nbproviders.core.client import Client, SyncClient
-    from nbproviders.core.completion import Chunk, Completion, Cost, Usage
-    from nbproviders.core.config import ProviderConfig
-    from nbproviders.core.params import GenerationParams
-    from nbproviders.core.spec import ModelSpec, ResourceKey
-    from nbproviders.core.tokens import Score, Token
+if TYPE_CHECKING:  # by its own name each: so type checkers know that it is public
+    from nbproviders.authoring.provider import (
+        ModelHandle as ModelHandle,
+        ModelProvider as ModelProvider,
+    )
+    from nbproviders.authoring.resident import ResidentProvider as ResidentProvider
+    from nbproviders.authoring.service import BaseProvider as BaseProvider
+    from nbproviders.authoring.weights import WeightsProvider as WeightsProvider
+    from nbproviders.catalog.aliases import alias as alias
+    from nbproviders.comparison.comparison import Comparison as Comparison
+    from nbproviders.comparison.evaluation import (
+        evaluate as evaluate,
+        evaluate_sync as evaluate_sync,
+    )
+    from nbproviders.comparison.evaluators import as_evaluator as as_evaluator
+    from nbproviders.comparison.run import compare as compare, compare_sync as compare_sync
+    from nbproviders.comparison.scorers import (
+        contains as contains,
+        exact_match as exact_match,
+        regex_match as regex_match,
+    )
+    from nbproviders.core.client import Client as Client, SyncClient as SyncClient
+    from nbproviders.core.completion import (
+        Chunk as Chunk,
+        Completion as Completion,
+        Cost as Cost,
+        Usage as Usage,
+    )
+    from nbproviders.core.config import ProviderConfig as ProviderConfig
+    from nbproviders.core.params import GenerationParams as GenerationParams
+    from nbproviders.core.spec import ModelSpec as ModelSpec, ResourceKey as ResourceKey
+    from nbproviders.core.tokens import Score as Score, Token as Token
     from nbproviders.errors import (
-        AuthenticationError,
-        ClosedError,
-        ConfigurationError,
-        InsufficientMemoryError,
-        InvalidRequestError,
-        ModelAccessError,
-        ProviderError,
-        RateLimitError,
-        ServiceUnavailableError,
-        TimeoutError,
-        UnsupportedError,
+        AuthenticationError as AuthenticationError,
+        ClosedError as ClosedError,
+        ConfigurationError as ConfigurationError,
+        InsufficientMemoryError as InsufficientMemoryError,
+        InvalidRequestError as InvalidRequestError,
+        ModelAccessError as ModelAccessError,
+        ProviderError as ProviderError,
+        RateLimitError as RateLimitError,
+        ServiceUnavailableError as ServiceUnavailableError,
+        TimeoutError as TimeoutError,
+        UnsupportedError as UnsupportedError,
     )
-    from nbproviders.ipython import load_ipython_extension
+    from nbproviders.ipython import load_ipython_extension as load_ipython_extension
     from nbproviders.registry import (
-        create_provider,
-        list_available,
-        load_provider,
-        model,
-        register_provider,
-        unregister_provider,
+        create_provider as create_provider,
+        list_available as list_available,
+        load_provider as load_provider,
+        model as model,
+        register_provider as register_provider,
+        unregister_provider as unregister_provider,
     )
-    from nbproviders.render.token_charts import plot_next_tokens
-    from nbproviders.render.tokens import plot_tokens
-    from nbproviders.routing.replay import replay
-    from nbproviders.routing.router import Router
-    from nbproviders.session import events, load, load_sync, residents, unload, unload_all
-    from nbproviders.widgets.picker import ModelPicker
+    from nbproviders.render.token_charts import plot_next_tokens as plot_next_tokens
+    from nbproviders.render.tokens import plot_tokens as plot_tokens
+    from nbproviders.routing.replay import replay as replay
+    from nbproviders.routing.router import Router as Router
+    from nbproviders.session import (
+        events as events,
+        load as load,
+        load_sync as load_sync,
+        residents as residents,
+        unload as unload,
+        unload_all as unload_all,
+    )
+    from nbproviders.widgets.picker import ModelPicker as ModelPicker
 
 __version__ = "0.1.0"
 

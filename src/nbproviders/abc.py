@@ -13,7 +13,7 @@ from nbproviders.authoring.weights import WeightsProvider
 from nbproviders.core.completion import Chunk, Completion, Finish, Usage
 from nbproviders.core.config import ProviderConfig
 from nbproviders.core.model import Model, ModelInfo, Stream
-from nbproviders.core.params import GenerationParams, Message, Request, as_request
+from nbproviders.core.params import GenerationParams, Message, Messages, Request, as_request
 from nbproviders.core.spec import ModelSpec, ResourceKey
 from nbproviders.core.tokens import KnowsTokens, Score, Token
 from nbproviders.residency.entry import Progress
@@ -26,6 +26,7 @@ __all__ = [
     "GenerationParams",
     "KnowsTokens",
     "Message",
+    "Messages",
     "Model",
     "ModelHandle",
     "ModelInfo",

@@ -175,6 +175,9 @@ def fresh(error: ProviderError) -> ProviderError:
     return copy
 
 
+_SETUP_HINT = "Check the model's name and options; `nbproviders list` shows what is available here."
+
+
 def setup_failed(spec: object, cause: BaseException) -> ProviderError:
     """Return the error of a failed setup: ``Failed to setup resource '<spec>': <cause>``.
 
@@ -185,11 +188,12 @@ def setup_failed(spec: object, cause: BaseException) -> ProviderError:
         error = fresh(cause)
         if not error.message.startswith("Failed to setup resource"):
             error.args = (f"Failed to setup resource '{spec}': {cause.message}",)
+        error.hint = error.hint or _SETUP_HINT
         return error
     stand_in = foreign(cause)
     error = ProviderError(
         f"Failed to setup resource '{spec}': {stand_in}",
-        hint="Check the model's name and options; `nbproviders list` shows what is available here.",
+        hint=_SETUP_HINT,
     )
     error.__cause__ = stand_in
     error.__suppress_context__ = True

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import nbproviders as nbp
-from nbproviders.authoring.weights import WeightsProvider, WrappedWeights
+from nbproviders.authoring.weights import WeightsProvider, WrappedWeights, alone
 from nbproviders.errors import (
+    ClosedError,
     ConfigurationError,
     InsufficientMemoryError,
     ModelAccessError,
     ProviderError,
 )
+from nbproviders.residency.entry import Progress
 
 
 class Answering:
@@ -174,6 +177,41 @@ async def test_nothing_is_kept_of_a_failure(provider: WeightsProvider, author: A
     assert nbp.residents() == []
     author.failure = None
     assert await (await provider.setup("org/m")).model.generate("x") == "org/m: x"
+
+
+async def test_two_load_one_after_the_other(author: Author) -> None:
+    """While one loads no other does, of whatever provider; what waits says so, and can be stopped."""
+    begun, go_on = threading.Event(), threading.Event()
+    load = author.load_model
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        begun.set()
+        assert go_on.wait(10)
+        return load(*arguments, **named)
+
+    author.load_model = slow  # type: ignore[method-assign]
+    first = asyncio.ensure_future(WrappedWeights(author).model("a").open())
+    await asyncio.to_thread(begun.wait, 10)
+    begun.clear()
+    progress = Progress()
+    waiting = asyncio.create_task(asyncio.to_thread(entered, progress))
+    async with asyncio.timeout(10):
+        while progress.phase != "waiting for another load":
+            await asyncio.sleep(0.01)
+    stopped = Progress()
+    stopped.cancel()
+    with pytest.raises(ClosedError):
+        await asyncio.to_thread(entered, stopped)
+    assert not waiting.done()
+    go_on.set()
+    (await first).close()
+    await waiting
+    assert progress.phase == "starting"
+
+
+def entered(progress: Progress) -> None:
+    with alone(progress):
+        pass
 
 
 def test_wrapping_an_object_keeps_it_in_reach(author: Author) -> None:

@@ -14,8 +14,16 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders import Score, Token
-from tests.browser.test_picker import CHROMIUM, FLAGS, Lab, fits, notebook, run_cell, screenshot
-from tests.browser.test_picker import pytestmark as needs
+from tests.browser.test_picker import (
+    CHROMIUM,
+    FLAGS,
+    Lab,
+    fits,
+    notebook,
+    pytestmark as needs,
+    run_cell,
+    screenshot,
+)
 
 pytestmark = needs
 MADE = """import math

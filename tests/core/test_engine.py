@@ -10,8 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, TimeoutError as FutureTimeoutError
 from typing import Any
 
 import pytest

@@ -190,6 +190,24 @@ def test_an_error_ends_a_blocking_stream() -> None:
     assert list(stream) == []
 
 
+class Unheard(BaseException):
+    """No error, and no way of asyncio's to stop."""
+
+
+async def test_whatever_ends_the_model_ends_the_stream() -> None:
+    """Nobody reads on for ever: what is no error at all ends the stream as well, with one of ours."""
+    loop, told = engine.default()._loop, list[object]()
+    loop.call_soon_threadsafe(loop.set_exception_handler, lambda _, context: told.append(context))
+    try:
+        stream = Client(ScriptedModel(failure=Unheard()), nothing).stream("x")
+        with pytest.raises(ClosedError, match="before its end"):
+            await asyncio.wait_for(anext(stream), BOUND_S)
+        gc.collect()
+        settled()
+    finally:
+        loop.call_soon_threadsafe(loop.set_exception_handler, None)
+
+
 def test_a_foreign_error_ends_the_stream_too() -> None:
     """A model that raises something of its own ends its stream with an error of ours, not in silence."""
     stream = SyncClient(ScriptedModel(failure=ZeroDivisionError("oops")), nothing).stream(

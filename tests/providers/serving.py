@@ -22,8 +22,7 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders import session
-from nbproviders.runtimes.process import server as processes
-from nbproviders.runtimes.process import state
+from nbproviders.runtimes.process import server as processes, state
 from tests.runtimes.process.servers import nothing_left
 
 ROOT = Path(__file__).parents[2]

@@ -28,12 +28,12 @@ from nbproviders.core.retry import Retry
 from nbproviders.errors import (
     AuthenticationError,
     ConfigurationError,
+    InvalidRequestError as Invalid,
     ProviderError,
     RateLimitError,
+    ServiceUnavailableError as Unavailable,
     TimeoutError,
 )
-from nbproviders.errors import InvalidRequestError as Invalid
-from nbproviders.errors import ServiceUnavailableError as Unavailable
 from tests.runtimes.http.faults import (
     EVENTS,
     Fault,

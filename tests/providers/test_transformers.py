@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
@@ -221,6 +222,22 @@ def test_what_is_given_with_the_model_wins_even_if_it_is_the_usual() -> None:
     provider = TransformersProvider(dtype="bfloat16")
     assert provider.resolve("demo-xs", dtype="auto") == TransformersProvider().resolve("demo-xs")
     assert provider.resolve("demo-xs") != provider.resolve("demo-xs", dtype="auto")
+
+
+async def test_models_that_load_at_once_spoil_nothing() -> None:
+    """transformers changes its own classes while it loads: after two at once they are as before."""
+    from transformers import PreTrainedModel
+
+    before = PreTrainedModel.tie_weights
+    names = ("demo-xs", "demo-s", "demo-m")
+    for _ in range(4):
+        clients = await asyncio.gather(*(nbp.load(f"transformers:{name}") for name in names))
+        texts = [await client.generate("12+30=") for client in clients]
+        for client in clients:
+            client.close()
+        nbp.unload_all()
+        assert texts[2] == "42"
+        assert PreTrainedModel.tie_weights is before
 
 
 async def test_teardown_all_frees_what_was_loaded() -> None:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from nbproviders.core.completion import FinishReason, Usage
 from nbproviders.core.tokens import Token

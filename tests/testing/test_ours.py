@@ -48,8 +48,6 @@ class TestTransformers(Ours):
     model, other, missing = "demo-xs", "demo-s", "/no/such/folder"
     prompt, refused = "12+30=", TOO_LONG
     params = {"temperature": 0, "max_tokens": 8}
-    # transformers swaps methods of its classes while it loads: two loads at once leave them swapped.
-    test_different_at_once = None
 
 
 @needs("optimized")
@@ -148,8 +146,6 @@ class KeptContract(ServerContract):
     """One start for all clauses: the server is kept, and adopted by each."""
 
     missing, refused = "/no/such/model", TOO_LONG
-    # A kept server whose adoption is cancelled stays adopted: its channel is left open.
-    test_cancelled_load = None
 
 
 @LINUX

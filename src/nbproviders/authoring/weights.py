@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from nbproviders.authoring.adapted import adapt
@@ -64,14 +66,17 @@ class WeightsProvider(ResidentProvider):
         """Load model and tokenizer; a failure carries what `validate_model_access` says of it."""
         options = dict(key.values)
         model_class = options.pop("model_class", None) or DEFAULT_CLASS
+        quantization = options.pop("quantization_config", None)
+        device_map = options.pop("device_map", "auto")
         try:
-            model = self.load_model(
-                key.model,
-                model_class=model_class,
-                quantization_config=options.pop("quantization_config", None),
-                device_map=options.pop("device_map", "auto"),
-                **options,
-            )
+            with alone(progress):
+                model = self.load_model(
+                    key.model,
+                    model_class=model_class,
+                    quantization_config=quantization,
+                    device_map=device_map,
+                    **options,
+                )
             tokenizer = self.load_tokenizer(key.model)
         except Exception as error:  # the author's code; raised again with what is known of it
             raise self._explained(key.model, model_class, error) from foreign(error)
@@ -94,6 +99,43 @@ class WeightsProvider(ResidentProvider):
             told = refusal if isinstance(refusal, ModelAccessError) else foreign(refusal)
             failure.hint = str(told)
         return failure
+
+
+_loading = threading.RLock()
+_LOOK_S = 0.1
+
+
+@contextmanager
+def alone(progress: Progress | None = None) -> Iterator[None]:
+    """Let no other model of this process load by transformers meanwhile.
+
+    ``from_pretrained`` takes methods of its own classes away (``no_tie_weights``) and changes torch's default
+    type, for all threads, and puts back what it found: of two at once one puts back what the other had
+    changed, and from then on every model of tied weights answers nonsense (seen with transformers 5.23).
+
+    Parameters
+    ----------
+    progress
+        Of the load; it says what is waited for, and is asked whether the load is still wanted.
+
+    Raises
+    ------
+    ClosedError
+        If it is not.
+    """
+    if not _loading.acquire(blocking=False):
+        before = progress.phase if progress is not None else ""
+        if progress is not None:
+            progress.phase = "waiting for another load"
+        while not _loading.acquire(timeout=_LOOK_S):
+            if progress is not None:
+                progress.check()
+        if progress is not None:
+            progress.phase = before
+    try:
+        yield
+    finally:
+        _loading.release()
 
 
 _IDLE_COMPILE = (

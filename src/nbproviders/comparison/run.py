@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbproviders.authoring.progress import Line, bar
-from nbproviders.comparison import costs, grid
-from nbproviders.comparison import scorers as scoring
+from nbproviders.comparison import costs, grid, scorers as scoring
 from nbproviders.comparison.budget import Budget, Budgeted, replayed
 from nbproviders.comparison.comparison import Comparison
 from nbproviders.comparison.grid import Contender, Prompt

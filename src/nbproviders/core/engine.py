@@ -15,9 +15,11 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from concurrent.futures import CancelledError as FutureCancelledError
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import (
+    CancelledError as FutureCancelledError,
+    Future,
+    TimeoutError as FutureTimeoutError,
+)
 from typing import Any, Self, TypeVar
 
 from nbproviders.errors import (

@@ -49,17 +49,18 @@ class _Pump:
             self._task.cancel()
 
     async def _run(self) -> None:
+        # What the reader gets if this ends in any other way, such as by a cancellation.
+        end: object = ClosedError("The stream was closed before its end.")
         try:
             with mapped(self._model.info.spec):
                 async with self._model.stream(self._request) as stream:
                     async for chunk in stream:
                         self._deliver(chunk)
-                    self._deliver(stream.completion)
+                    end = stream.completion
         except ProviderError as error:
-            self._deliver(fresh(error))
-        except asyncio.CancelledError:
-            self._deliver(ClosedError("The stream was closed before its end."))
-            raise
+            end = fresh(error)
+        finally:
+            self._deliver(end)
 
 
 class _Reading:

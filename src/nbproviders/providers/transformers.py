@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nbproviders.authoring.options import Option, filled, with_defaults
-from nbproviders.authoring.weights import DEFAULT_CLASS, WeightsProvider
+from nbproviders.authoring.weights import DEFAULT_CLASS, WeightsProvider, alone
 from nbproviders.catalog import aliases
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey, canonical
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 _CLASSES = (checkpoints.CAUSAL_CLASS, checkpoints.SEQ2SEQ_CLASS)
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
+_progress: contextvars.ContextVar[Progress | None] = contextvars.ContextVar(
+    "progress", default=None
+)
 _notes: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("notes", default=None)
 
 
@@ -225,6 +228,7 @@ class TransformersProvider(WeightsProvider):
         folder = checkpoints.folder_of(model, values["revision"])
         sizes = checkpoints.read_weights(folder) if folder is not None and folder.is_dir() else None
         progress.phase = "opening"
+        token = _progress.set(progress)
         try:
             with reporting(progress, sizes.tensors if sizes else {}):
                 return self.load_model(model, chosen, **values)
@@ -234,6 +238,8 @@ class TransformersProvider(WeightsProvider):
             if type(error).__name__ == "OutOfMemoryError":
                 raise InsufficientMemoryError(str(foreign(error))) from foreign(error)
             raise self._explained(model, chosen, error) from foreign(error)
+        finally:
+            _progress.reset(token)
 
     def load_model(
         self,
@@ -264,7 +270,8 @@ class TransformersProvider(WeightsProvider):
         if quantization_config is not None:
             given["quantization_config"] = _quantizing(quantization_config, device_map, given)
         loader = getattr(transformers, model_class)
-        model = loader.from_pretrained(meant(model_id), device_map=device_map, **given)
+        with alone(_progress.get()):
+            model = loader.from_pretrained(meant(model_id), device_map=device_map, **given)
         quantization.settle(model)
         return model
 

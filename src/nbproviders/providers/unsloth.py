@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from nbproviders.authoring.options import Option
-from nbproviders.authoring.weights import DEFAULT_CLASS
+from nbproviders.authoring.weights import DEFAULT_CLASS, alone
 from nbproviders.errors import ConfigurationError
 from nbproviders.providers.transformers import TransformersProvider, meant
 from nbproviders.runtimes import devices, quantization
@@ -78,17 +78,18 @@ class UnslothProvider(TransformersProvider):
 
         settings = quantization.expected_settings(quantization_config or {}) or {}
         dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
-        model, _ = FastLanguageModel.from_pretrained(
-            model_name=meant(model_id),
-            max_seq_length=kwargs.get("max_seq_length", 2048),
-            dtype=None if dtype == "auto" else getattr(torch, dtype),
-            load_in_4bit=bool(settings.get("load_in_4bit")),
-            load_in_8bit=bool(settings.get("load_in_8bit")),
-            device_map=device_map,
-            revision=kwargs.get("revision"),
-            trust_remote_code=bool(kwargs.get("trust_remote_code")),
-            use_safetensors=None if kwargs.get("allow_pickle") else True,
-        )
+        with alone():
+            model, _ = FastLanguageModel.from_pretrained(
+                model_name=meant(model_id),
+                max_seq_length=kwargs.get("max_seq_length", 2048),
+                dtype=None if dtype == "auto" else getattr(torch, dtype),
+                load_in_4bit=bool(settings.get("load_in_4bit")),
+                load_in_8bit=bool(settings.get("load_in_8bit")),
+                device_map=device_map,
+                revision=kwargs.get("revision"),
+                trust_remote_code=bool(kwargs.get("trust_remote_code")),
+                use_safetensors=None if kwargs.get("allow_pickle") else True,
+            )
         FastLanguageModel.for_inference(model)
         return model
 

@@ -18,14 +18,13 @@ from aiohttp import web
 from nbproviders.errors import (
     AuthenticationError,
     ConfigurationError,
+    InvalidRequestError as Invalid,
     ProviderError,
     RateLimitError,
+    ServiceUnavailableError as Unavailable,
     TimeoutError,
 )
-from nbproviders.errors import InvalidRequestError as Invalid
-from nbproviders.errors import ServiceUnavailableError as Unavailable
-from nbproviders.runtimes.http import Wire
-from nbproviders.runtimes.http import answer as answering
+from nbproviders.runtimes.http import Wire, answer as answering
 from tests.runtimes.http.faults import (
     Fault,
     answers,

@@ -61,6 +61,35 @@ async def test_adopting_lasts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     await one.release()
 
 
+async def test_a_cancelled_adoption_owns_nothing(folder: Path) -> None:
+    """Stopped while the found server is asked whether it is well, nobody stays its owner."""
+    child, _ = kernel("start", keep_s=60)
+    killed(child)
+    await soon_unowned()
+    asked = asyncio.Event()
+
+    async def slow(base_url: str, key: str) -> bool:
+        asked.set()
+        await asyncio.sleep(60)
+        return True
+
+    work = asyncio.create_task(keeping.adopt("a", slow))
+    await asked.wait()
+    assert kept()[0].owners == 1
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    await soon_unowned()
+    (one,) = kept()
+    await keeping.stop(one)
+
+
+async def soon_unowned() -> None:
+    async with asyncio.timeout(10):
+        while kept()[0].owners:
+            await asyncio.sleep(0.02)
+
+
 def test_records_are_private(folder: Path) -> None:
     """Key and secret are in a file for its owner alone, in folders for its owner alone."""
     child, _ = kernel("start", keep_s=0.01)

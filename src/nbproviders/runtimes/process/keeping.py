@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,16 +29,20 @@ async def adopt(identity: str, ready: Ready | None) -> Running | None:
         line = channel.connect(record.control, secret=record.secret, do="own")
         if line is None:
             continue
-        line.listen()
-        owned = await line.event("owned", _ANSWER_S)
-        running = Running(None, record, line, root)
-        if owned is not None and owned["id"] == record.id:
+        with ExitStack() as undo:
+            undo.callback(
+                line.close
+            )  # also if the waiting is cancelled: else it had an owner for ever
+            line.listen()
+            owned = await line.event("owned", _ANSWER_S)
+            if owned is None or owned["id"] != record.id:
+                continue
             if await _agrees(record, ready):
-                return running
+                undo.pop_all()
+                return Running(None, record, line, root)
             if not owned["owners"]:
                 log.warning("%s was kept but does not answer; it is ended.", record.what)
                 await end(line, root, _HUNG_GRACE_S)
-        line.close()
     return None
 
 
