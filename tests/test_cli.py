@@ -20,7 +20,7 @@ from nbproviders.runtimes.process import state
 from tests.services.keys import FAKE, fake
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "nbproviders.cli"]
+COMMAND = [sys.executable, "-m", "nbproviders"]
 
 needs_models = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
