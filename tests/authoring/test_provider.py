@@ -250,6 +250,20 @@ async def test_one_context_entered_by_two_tasks() -> None:
         await context.__aexit__(None, None, None)
 
 
+def test_a_name_that_the_base_needs_is_refused() -> None:
+    """An attribute or method of an author's that would break the base is told at once, not later."""
+
+    class Tidy(Shelf):
+        def __init__(self) -> None:
+            self._resources = self._handles = {}  # as guides have them
+            self._open: dict[str, str] = {}
+
+    with pytest.raises(ConfigurationError, match="Tidy has a _open of its own"):
+        Tidy()
+    with pytest.raises(ConfigurationError, match="Keyed has a _key of its own"):
+        type("Keyed", (Shelf,), {"_key": None, "__module__": "mine"})
+
+
 @pytest.mark.parametrize("name", ["generate", "stream", "chat", "close"])
 def test_a_model_that_was_not_opened_says_how(name: str) -> None:
     """What only an open model can do is refused with the line to write; a typing error is just that."""

@@ -67,6 +67,20 @@ class ModelHandle:
 managed: contextvars.ContextVar[bool] = contextvars.ContextVar("managed", default=False)
 
 
+# What this and the bases on it call their own, out of reach for those who write providers.
+_OWN = frozenset(
+    "_config_of _direct _instance _key _known _lent _loader _open _opened _origin _params _resolve "
+    "_rests".split()
+)
+
+
+def _taken(cls: type, name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{cls.__name__} has a {name} of its own, a name that its base class needs.",
+        hint=f"Call it otherwise, such as _my{name}.",
+    )
+
+
 class ModelProvider(ABC):
     """The base of all providers.
 
@@ -91,21 +105,28 @@ class ModelProvider(ABC):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Note the constructor's arguments: they are the provider's identity."""
         self = super().__new__(cls)
-        self._origin = origin(cls, args, kwargs, self)
-        self._direct = Counter()
-        self._opened = {}
-        self._rests = []
+        own: dict[str, object] = {"_direct": Counter(), "_opened": {}, "_rests": []}
+        self.__dict__.update(own, _origin=origin(cls, args, kwargs, self))
         return self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have direct setups and teardowns recorded, for `teardown_all`."""
         super().__init_subclass__(**kwargs)
+        if not cls.__module__.startswith("nbproviders."):
+            for name in _OWN & cls.__dict__.keys():
+                raise _taken(cls, name)
         if not cls.__dict__.get("name"):
             cls.name = cls.__name__.removesuffix("Provider").lower() or cls.__name__.lower()
         if "setup" in cls.__dict__:
             cls.setup = _recorded_setup(cls.setup)  # type: ignore[method-assign]
         if "teardown" in cls.__dict__:
             cls.teardown = _recorded_teardown(cls.teardown)  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse names that are used here: an author's attribute would break what is done for them."""
+        if name in _OWN:
+            raise _taken(type(self), name)
+        super().__setattr__(name, value)
 
     @abstractmethod
     async def setup(self, resource_spec: str, **config: Any) -> ModelHandle:
@@ -171,7 +192,8 @@ class ModelProvider(ABC):
             )
         except ProviderError as error:
             failures.append(error.message)
-        rests, self._rests = self._rests, []
+        rests = self._rests.copy()
+        self._rests.clear()
         for rest in rests:
             try:
                 await rest()

@@ -69,7 +69,7 @@ class LlamaCppProvider(WeightsProvider):
         self._settled({name: option.default for name, option in self.options.items()})
         if type(self) is LlamaCppProvider:
             # Defaults are part of the options: providers that load the same weights share them.
-            self._origin = self.name
+            self.__dict__["_origin"] = self.name
 
     def get_provider_name(self) -> str:
         """Return ``llama-cpp``."""

@@ -108,7 +108,7 @@ class ServerProvider(ResidentProvider):
     def __init__(self, **defaults: Any) -> None:
         self.options = with_defaults(type(self).options, defaults, self.name)  # type: ignore[misc]
         # Defaults are part of the options; and a later kernel finds a kept server by the same name.
-        self._origin = type(self).name
+        self.__dict__["_origin"] = type(self).name
 
     # What a server's own class writes
 

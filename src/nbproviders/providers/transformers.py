@@ -67,7 +67,7 @@ class TransformersProvider(WeightsProvider):
         self._settled({name: option.default for name, option in self.options.items()})
         if type(self).__module__.startswith("nbproviders.providers."):
             # Defaults are part of the options: providers that load the same weights share them.
-            self._origin = type(self).name
+            self.__dict__["_origin"] = type(self).name
 
     def get_provider_name(self) -> str:
         """Return the name it is registered by: ``transformers``."""
