@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,39 @@ async def test_two_load_one_after_the_other(author: Author) -> None:
     (await first).close()
     await waiting
     assert progress.phase == "starting"
+
+
+async def test_what_loads_without_transformers_loads_at_once(author: Author) -> None:
+    """An author who says so is not held up by other loads, nor holds them up."""
+    author.uses_transformers = False  # type: ignore[attr-defined]
+    with alone():
+        async with asyncio.timeout(10):
+            client = await WrappedWeights(author).model("free").open()
+    client.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
+def test_a_forked_child_loads_while_the_parent_did() -> None:
+    """A load that the parent was at when it forked holds no load of the child up."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with alone():
+            begun.set()
+            go_on.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert begun.wait(10)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(10)
+        with alone():
+            os._exit(0)
+    go_on.set()
+    holder.join(10)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def entered(progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import nbproviders as nbp
+from nbproviders.comparison import evaluation
 from nbproviders.comparison.evaluators import driven
 from nbproviders.errors import ConfigurationError, ProviderError
 from tests.scripted import happened
@@ -58,6 +60,47 @@ def waiting(rows: Any = ROWS) -> Any:
         return nbp.exact_match(await model.generate(first), expected)
 
     return eval_waiting
+
+
+async def test_a_generator_of_rows_is_not_used_up() -> None:
+    """Rows that are made one by one serve every model and each further run; endless ones are not waited for."""
+
+    def rows(count: int | None) -> Any:
+        yield from (
+            (str(n), str(n)) for n in (itertools.count() if count is None else range(count))
+        )
+
+    async def asked(prompt: str, expected: str, m: Any) -> bool:
+        return bool(await m.generate(prompt) == expected)
+
+    few = dotevals.foreach("prompt,expected", rows(3))(asked)
+    for _ in range(2):
+        frame = (await nbp.evaluate(few, ["echo:a", "echo:b"])).frame
+        assert len(frame) == 6
+    endless = dotevals.foreach("prompt,expected", rows(None))(asked)
+    for samples in (2, 4):
+        frame = (await nbp.evaluate(endless, ["echo:a"], samples=samples)).frame
+        assert list(frame["prompt"]) == [str(n) for n in range(samples)]
+
+
+async def test_results_that_cannot_be_stored_cost_their_model_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where dotevals fails for one model, such as at a full disk, the rows of the others stay."""
+    named = evaluation.Run._name
+    monkeypatch.setattr(
+        evaluation.Run,
+        "_name",
+        lambda run, one: named(run, one) if one.name == "echo:a" else "no/such/\0place",
+    )
+
+    @dotevals.foreach("prompt,expected", [("x", "x")])
+    async def asked(prompt: str, expected: str, m: Any) -> bool:
+        return bool(await m.generate(prompt) == expected)
+
+    frame = (await nbp.evaluate(asked, ["echo:a", "echo:b"])).frame.set_index("spec")
+    assert frame["error"].isna().to_dict() == {"echo:a": True, "echo:b": False}
+    assert "dotevals could not run" in frame["error"]["echo:b"]
 
 
 async def test_rows() -> None:

@@ -208,6 +208,70 @@ def test_ctrl_c_at_any_line_leaves_nothing_running(engine: Engine) -> None:
     assert places >= {"wait", "post", "_result"}
 
 
+def test_a_full_stack_leaves_the_engine_in_reach(engine: Engine) -> None:
+    """A recursion that ends in the midst of a call, wherever, fails that call and no later one."""
+
+    def deeper() -> str:
+        return deeper() + engine.wait(name_of_thread, BOUND_S)
+
+    def asking() -> str:
+        return engine.wait(name_of_thread, BOUND_S) + asking()
+
+    for endless in (deeper, asking):
+        with pytest.raises(RecursionError):
+            endless()
+        assert engine.wait(name_of_thread, BOUND_S) == "nbproviders-engine"
+
+
+def test_ctrl_c_between_the_calls_of_a_burst_loses_none() -> None:
+    """What an interrupt leaves of a burst is done at the loop's next turn, though nobody posts again."""
+    loop, done = asyncio.new_event_loop(), list[str]()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    mailbox = Mailbox(loop)
+    for function in (interrupt, lambda: done.append("after")):
+        mailbox.post(function)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert done == ["after"]
+
+
+def test_an_interrupted_post_leaves_no_other_lying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who posts while another is stopped in the midst of waking the loop is heard all the same."""
+    loop, done = asyncio.new_event_loop(), list[str]()
+    mailbox, wake = Mailbox(loop), loop.call_soon_threadsafe
+
+    def interrupted_wake(*_: Any) -> Any:
+        monkeypatch.undo()
+        mailbox.post(done.append, "other")  # it sees that the loop is being woken
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted_wake)
+    with pytest.raises(KeyboardInterrupt):
+        mailbox.post(done.append, "one")
+    assert loop.call_soon_threadsafe == wake
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert done == ["one", "other"]
+
+
+async def test_work_that_exits_is_an_error(engine: Engine) -> None:
+    """sys.exit in somebody's coroutine ends the call, not the engine."""
+
+    async def leave() -> None:
+        sys.exit("bye")
+
+    with pytest.raises(ProviderError, match="SystemExit: bye"):
+        await engine.call(leave)
+    with pytest.raises(ProviderError, match="SystemExit: bye"):
+        engine.wait(leave, BOUND_S)
+    assert engine.wait(name_of_thread, BOUND_S)
+
+
 def test_the_works_own_timeout_is_not_ours(engine: Engine) -> None:
     """A TimeoutError raised by the work arrives as it is, however long the wait might be."""
 

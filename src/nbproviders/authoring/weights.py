@@ -6,12 +6,13 @@ import dataclasses
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from nbproviders.authoring.adapted import adapt
 from nbproviders.authoring.options import Option
 from nbproviders.authoring.resident import ResidentProvider
+from nbproviders.core import engine
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey
 from nbproviders.errors import ConfigurationError, ModelAccessError, ProviderError, foreign
@@ -23,7 +24,16 @@ DEFAULT_CLASS = "AutoModelForCausalLM"
 
 
 class WeightsProvider(ResidentProvider):
-    """A provider of weights. Any object with these four methods registers as one; subclassing is optional."""
+    """A provider of weights. Any object with these four methods registers as one; subclassing is optional.
+
+    Attributes
+    ----------
+    uses_transformers
+        Whether ``load_model`` calls transformers, which cannot load two models at once; see `alone`. Say
+        False if it does not, and models load at the same time.
+    """
+
+    uses_transformers: bool = True
 
     @abstractmethod
     def load_model(
@@ -69,7 +79,7 @@ class WeightsProvider(ResidentProvider):
         quantization = options.pop("quantization_config", None)
         device_map = options.pop("device_map", "auto")
         try:
-            with alone(progress):
+            with alone(progress) if self.uses_transformers else nullcontext():
                 model = self.load_model(
                     key.model,
                     model_class=model_class,
@@ -105,6 +115,15 @@ _loading = threading.RLock()
 _LOOK_S = 0.1
 
 
+def _forget() -> None:
+    """Begin anew in a forked child: who held it there does not exist."""
+    global _loading
+    _loading = threading.RLock()
+
+
+engine.after_fork([_forget])
+
+
 @contextmanager
 def alone(progress: Progress | None = None) -> Iterator[None]:
     """Let no other model of this process load by transformers meanwhile.
@@ -123,11 +142,12 @@ def alone(progress: Progress | None = None) -> Iterator[None]:
     ClosedError
         If it is not.
     """
-    if not _loading.acquire(blocking=False):
+    held = _loading
+    if not held.acquire(blocking=False):
         before = progress.phase if progress is not None else ""
         if progress is not None:
             progress.phase = "waiting for another load"
-        while not _loading.acquire(timeout=_LOOK_S):
+        while not held.acquire(timeout=_LOOK_S):
             if progress is not None:
                 progress.check()
         if progress is not None:
@@ -135,7 +155,7 @@ def alone(progress: Progress | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        _loading.release()
+        held.release()
 
 
 _IDLE_COMPILE = (
@@ -173,6 +193,7 @@ class WrappedWeights(WeightsProvider):
                 hint=f"It needs {', '.join(WEIGHTS_METHODS)}.",
             )
         self.wrapped = wrapped
+        self.uses_transformers = bool(getattr(wrapped, "uses_transformers", True))
         self.name = str(wrapped.get_provider_name()).lower()  # type: ignore[misc]
 
     def load_model(

@@ -15,6 +15,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain, islice
 from typing import Any
 
 from nbproviders.authoring.progress import Line, bar
@@ -133,7 +134,7 @@ class Run:
         chosen = _argument(evaluation, argument, given)
         named = experiment or f"nbp_{datetime.now():%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:8]}"
         own = mended(evaluation)
-        own.dataset = list(evaluation.dataset)  # a generator would be empty for the second model
+        own.dataset = _rows(evaluation, samples)
         return cls(own, grid.contenders(models), chosen, dict(given), samples, named, storage)
 
     async def model(self, contender: Contender, *, shown: bool) -> None:
@@ -151,6 +152,11 @@ class Run:
             records = await _followed(
                 self._evaluated(contender, client, watching, waits), watching, label, shown=shown
             )
+        except ProviderError as error:
+            if not self.rows:  # most likely it goes so for all: nothing is lost yet
+                raise
+            self._fail(contender, error)  # such as a full disk
+            return
         finally:
             client.close()
         found = {record.item_id: record for record in records}  # of a row run again, the last
@@ -227,6 +233,16 @@ class Run:
             elapsed_s=elapsed_s,
             notes=[f"dotevals has it as experiment {self.experiment}."],
         )
+
+
+def _rows(evaluation: Any, samples: int | None) -> list[Any]:
+    """Return the rows to run; a generator, which may be endless, stays as good as it was."""
+    given = evaluation.dataset
+    if iter(given) is not given:
+        return list(given)
+    taken = list(islice(given, samples))
+    evaluation.dataset = taken if samples is None else chain(taken, given)
+    return taken
 
 
 def _argument(evaluation: Any, argument: str | None, given: dict[str, Any]) -> str:

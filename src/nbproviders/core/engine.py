@@ -20,6 +20,7 @@ from concurrent.futures import (
     Future,
     TimeoutError as FutureTimeoutError,
 )
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from nbproviders.errors import (
@@ -27,6 +28,7 @@ from nbproviders.errors import (
     ConfigurationError,
     ProviderError,
     TimeoutError,
+    foreign,
     fresh,
 )
 
@@ -59,25 +61,36 @@ class Mailbox:
         self._calls.append((function, arguments))
         if self._woken:
             return True
+        woken = False
         try:
             self._woken = True
             loop.call_soon_threadsafe(self._drain)
-        except RuntimeError:  # closed in this moment
-            return False
-        except KeyboardInterrupt:  # perhaps before the loop was woken: the next to post wakes it
-            self._woken = False
-            raise
+            woken = True
+        except RuntimeError:
+            if loop.is_closed():  # in this moment
+                return False
+            raise  # the stack is full: a RecursionError is one too
+        finally:
+            if not woken:  # nor perhaps by Ctrl-C; others that have posted meanwhile rely on it
+                self._woken = False
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._drain)
         return True
 
     def _drain(self) -> None:
         self._woken = False
-        for _ in range(len(self._calls)):  # who posts meanwhile wakes the loop again
-            function, arguments = self._calls.popleft()
-            try:
-                function(*arguments)
-            except Exception as error:  # one that fails takes no other of the burst with it
-                told = {"message": "A posted call failed", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(told)
+        try:
+            for _ in range(len(self._calls)):  # who posts meanwhile wakes the loop again
+                function, arguments = self._calls.popleft()
+                try:
+                    function(*arguments)
+                except Exception as error:  # one that fails takes no other of the burst with it
+                    told = {"message": "A posted call failed", "exception": error}
+                    asyncio.get_running_loop().call_exception_handler(told)
+        finally:
+            if self._calls and not self._woken:  # Ctrl-C fell in between
+                self._woken = True
+                asyncio.get_running_loop().call_soon(self._drain)
 
 
 class Port(Mailbox):
@@ -269,8 +282,14 @@ def _settle(result: asyncio.Future[Any] | Future[Any], task: asyncio.Task[Any]) 
 
 
 async def _awaited(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Await what a function returns; what it raises before that is the work's error as well."""
-    return await work()
+    """Await what a function returns; what it raises before that is the work's error as well.
+
+    `SystemExit` of somebody's code, which would end the engine's loop, is an error of ours.
+    """
+    try:
+        return await work()
+    except SystemExit as error:
+        raise ProviderError(f"The call was ended by {foreign(error)}.") from None
 
 
 def _result(result: Future[T], timeout_s: float | None) -> T:

@@ -32,6 +32,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Of an error's body the beginning is enough, and the status is known without it.
 _ERROR_BYTES = 64 * 2**10
 _ERROR_BODY_S = 5.0
+# The library's own limit for connecting, which may be the same, comes first: it says more.
+_LATER_S = 0.1
 _SILENT = "no further piece of the answer"
 
 
@@ -132,10 +134,9 @@ async def answered(pool: Pool, call: Call, sent: Sent, data: bytes | None) -> An
         Of the class that the status or the failure stands for.
     """
     began_s = pool.loop.time()
-    # Connecting has its own limit, and a large body its own time to go out.
-    large = data is not None and len(data) > _LARGE_BYTES
-    limit_s = call.timeout_s * (WHOLE_TIMEOUTS if large else 1) + connect_s(call.timeout_s)
-    deadline = Deadline(pool.deadlines, limit_s)
+    large = data is not None and len(data) > _LARGE_BYTES  # it has its own time to go out
+    limit_s = call.timeout_s * (WHOLE_TIMEOUTS if large else 1)
+    deadline = Deadline(pool.deadlines, limit_s + _LATER_S)
     asking = _response(pool, call, sent, data, large)
     response = await at_the_edge(pool, call, asking, "no answer", deadline)
     answer = Answer(pool, call, response, began_s)

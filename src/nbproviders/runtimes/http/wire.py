@@ -10,7 +10,7 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from nbproviders.core.config import Secret
@@ -27,9 +27,6 @@ from nbproviders.runtimes.http.call import Call, origin_of
 from nbproviders.runtimes.http.events import MAX_EVENT_BYTES, Event, Events, Lines, TooLong
 from nbproviders.runtimes.http.pool import Pool, proxy_for
 from nbproviders.runtimes.http.values import parsed
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +54,9 @@ class Wire:
     headers
         Sent with each request; a function is called for each, so that a token can change.
     timeout_s
-        For each phase: connecting (10 s at most), waiting for headers, silence between two pieces of a
-        body or stream. A whole answer takes at most ten times that; a stream as long as it speaks.
+        Until an answer begins (of which connecting may take 10 s at most), and for each silence between
+        two pieces of a body or stream. A whole answer takes at most ten times that; a stream as long as
+        it speaks.
     verify_ssl
         Whether certificates are checked.
     what
