@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +19,11 @@ import nbproviders as nbp
 from nbproviders import registry
 from nbproviders.abc import ModelHandle, ModelProvider
 from nbproviders.authoring.wrapped import WrappedResource
+from nbproviders.core import engine
 from nbproviders.errors import ConfigurationError, ModelAccessError, ProviderError
 from nbproviders.providers.echo import EchoProvider
 from tests.scripted import ScriptedProvider
+from tests.services.keys import FAKE
 
 
 class Lab(ScriptedProvider):
@@ -86,6 +92,57 @@ def test_a_plugin_that_fails_to_import_breaks_nothing_else(plugins: dict[str, En
     assert listing["echo"].available
     with pytest.raises(ConfigurationError, match="'broken' is not available: cannot be imported"):
         nbp.create_provider("broken")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            "import pytest; pytest.importorskip('not_there')",
+            "Skipped: could not import 'not_there'",
+        ),
+        ("import pytest; pytest.skip('slow', allow_module_level=True)", "Skipped: slow"),
+        ("import sys; sys.exit('need a licence')", "SystemExit: need a licence"),
+    ],
+)
+def test_a_plugin_that_leaves_at_import_breaks_nothing_else(
+    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What skips or exits at its import is listed with its reason, and the others work."""
+    as_module(monkeypatch, tmp_path, code)
+    with no_skip():
+        listing = nbp.list_available()
+    assert not listing["leaving"].available
+    assert listing["leaving"].reason.startswith(f"cannot be imported: {words}")
+    assert listing["echo"].available
+    assert registry.fixture_of("leaving") == ""
+    with pytest.raises(ConfigurationError, match=f"'leaving' is not available: .*{words}"):
+        nbp.create_provider("leaving")
+
+
+def test_ctrl_c_in_an_import_is_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who presses it while a plugin is imported is obeyed."""
+    as_module(monkeypatch, tmp_path, "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        nbp.list_available()
+
+
+@contextmanager
+def no_skip() -> Iterator[None]:
+    """Have a skip that gets out of our code fail the test, where it would skip it."""
+    try:
+        yield
+    except pytest.skip.Exception as error:
+        raise AssertionError(f"{error} was raised") from None
+
+
+def as_module(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
+    """Have a module of this code bring the provider `leaving`."""
+    (folder / "nbp_leaving.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    point = EntryPoint("leaving", "nbp_leaving:Provider", registry.GROUPS[0])
+    monkeypatch.setattr(registry, "_points", {**registry._entry_points(), "leaving": point})
+    monkeypatch.setattr(registry, "_broken", {})
 
 
 def test_entry_points_of_all_groups(plugins: dict[str, EntryPoint]) -> None:
@@ -370,6 +427,39 @@ def test_a_provider_file_that_cannot_be_used(
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.yaml", 'a: 1\napi_key: "KEY" oops\n', r"but found '<scalar>' \(at line 2, column "),
+        ("a.yaml", "api_key: *KEY\n", r"undefined alias … \(at line 1, column 10\)"),
+        ("a.yaml", "api_key: !KEY x\n", "a constructor for the tag …"),
+        ("a.yaml", "api_key: !KEY!x y\n", "undefined tag handle …"),
+        ("a.yaml", "api_key: !!int KEY\n", "invalid literal"),
+        ("a.yaml", "api_key: !!bool KEY\n", "a value is not what its tag says"),
+        ("a.yaml", "api_key: !!timestamp KEY\n", "a value is not what its tag says"),
+        ("a.yaml", "api_key: KEY\a\n", "special characters are not allowed"),
+        ("a.yaml", "[" * 9999, "nested too deeply"),
+        ("a.json", "[" * 99999, "nested too deeply"),
+        ("a.json", '{"api_key": "KEY" oops}', "Expecting ',' delimiter: line 1 column "),
+        ("a.toml", 'api_key = "KEY" oops', r"after a statement \(at line 1, column "),
+        ("a.toml", "[KEY]\n[KEY]", r"Cannot declare .* twice \(at line 2"),
+        ("a.toml", "api_key = {KEY = 1, KEY = 2}", r"Duplicate .* key … \(at line 1"),
+    ],
+)
+def test_a_provider_file_that_cannot_be_read_is_not_quoted(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    """What is wrong with a file is told with its place; what stands there may be a key."""
+    if name.endswith(".yaml"):
+        pytest.importorskip("yaml")
+    (tmp_path / name).write_text(text.replace("KEY", FAKE))
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        nbp.load_provider(tmp_path / name)
+    (tmp_path / name).unlink()  # the only place where the key may stand
+    assert FAKE not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_providers_are_model_providers() -> None:
     """create_provider always returns a ModelProvider."""
     nbp.register_provider("duck", Duck())
@@ -463,6 +553,136 @@ def test_a_fixture_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         nbp.create_provider("failing")
     with pytest.raises(ConfigurationError, match="takes no configuration"):
         nbp.create_provider("failing", url="x")
+
+
+@pytest.fixture
+def skipping() -> Lab:
+    pytest.skip("no key here")
+
+
+@pytest.fixture
+def exiting() -> Any:
+    sys.exit("no licence")
+    yield  # noqa: PT022  # what makes it a generator
+
+
+@pytest.fixture
+async def skipping_later() -> Any:
+    pytest.skip("no key here")
+    yield  # noqa: PT022
+
+
+@pytest.fixture
+async def exiting_later() -> Any:
+    sys.exit("no licence")
+    yield  # noqa: PT022
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("skipping", "failed: Skipped: no key here"),
+        ("skipping_later", "failed: Skipped: no key here"),
+        ("exiting", "failed: SystemExit: no licence"),
+        ("exiting_later", "no licence"),
+    ],
+)
+def test_a_fixture_that_leaves_is_told(
+    name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixture that skips or exits is one of our errors too, and ends neither process nor engine."""
+    as_entry_point(monkeypatch, name)
+    with no_skip(), pytest.raises(ConfigurationError, match=words):
+        nbp.create_provider(name)
+    with nbp.model("echo:a") as m:
+        assert m.generate("b") == "b"
+
+
+@pytest.fixture
+def interrupted() -> Any:
+    events.append("begun")
+    if len(events) == 1:
+        raise KeyboardInterrupt
+    return Lab()
+
+
+def test_ctrl_c_in_a_fixture_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who presses it while a provider is made is obeyed; another thread may then try again."""
+    as_entry_point(monkeypatch, "interrupted")
+    events.clear()
+    with pytest.raises(KeyboardInterrupt):
+        nbp.create_provider("interrupted")
+    with ThreadPoolExecutor(1) as threads:
+        assert isinstance(threads.submit(nbp.create_provider, "interrupted").result(20), Lab)
+
+
+begun, go_on = threading.Event(), threading.Event()
+
+
+@pytest.fixture
+def held() -> Any:
+    events.append("set up")
+    begun.set()
+    go_on.wait(20)
+    yield Lab()
+    events.append("torn down")
+
+
+@pytest.fixture
+async def held_later() -> Any:
+    events.append("set up")
+    begun.set()
+    await asyncio.to_thread(go_on.wait, 20)
+    yield Lab()
+    events.append("torn down")
+
+
+@pytest.mark.parametrize("name", ["held", "held_later"])
+def test_a_fixture_is_opened_once_for_all_threads(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks while it is opened waits for it and gets the same; it is closed as often."""
+    as_entry_point(monkeypatch, name)
+    nbp.register_provider("lab", Lab)
+    events.clear()
+    begun.clear()
+    go_on.clear()
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(nbp.create_provider, name) for _ in range(3)]
+        assert begun.wait(20)
+        # Nobody else is kept waiting by code that is not ours.
+        others = threading.Thread(target=nbp.create_provider, args=("lab",), daemon=True)
+        others.start()
+        others.join(20)
+        free = not others.is_alive()
+        go_on.set()
+        first, second, third = (one.result(20) for one in asked)
+    assert free
+    assert first is second is third
+    asyncio.run(first.teardown_all())
+    assert events == ["set up", "torn down"]
+
+
+def test_the_engine_does_not_wait_for_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the engine's thread a fixture that another one is opening is an error, not the end of both."""
+    as_entry_point(monkeypatch, "held_later")
+    begun.clear()
+    go_on.clear()
+
+    async def ask() -> Any:
+        return nbp.create_provider("held_later")
+
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(nbp.create_provider, "held_later")
+        assert begun.wait(20)
+        try:
+            with pytest.raises(ConfigurationError, match="being opened by another thread"):
+                engine.default().wait(ask, 20)
+        finally:
+            go_on.set()
+        provider = asked.result(20)
+    assert engine.default().wait(ask, 20) is provider
+    asyncio.run(provider.teardown_all())
 
 
 async def test_a_rest_that_fails_is_told_after_all_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import threading
+import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -34,6 +37,8 @@ _NEED_CUDA = frozenset({"unsloth", "vllm"})
 # Another interpreter may have what these need, or another machine: they can be made all the same.
 _ELSEWHERE = frozenset({"llama-server", "transformers-serve", "vllm"})
 _OURS = "nbproviders.providers."
+# What a parser's message quotes; a single character, or the name of a token, may stay.
+_QUOTED = re.compile(r"""^((?:[^'"]|'(?:[^\\]|\\.|<[a-z ]+>)')*+)['"].*['"]""", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +192,9 @@ def _missing(name: str) -> str:
 def _load(name: str, point: EntryPoint) -> Any:
     try:
         loaded = point.load()
-    except Exception as error:  # a plugin's import; it is listed with its reason
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # a plugin's import, pytest.skip or sys.exit; it is listed so
         _broken[name] = f"cannot be imported: {foreign(error)}"
         return None
     _broken.pop(name, None)
@@ -227,27 +234,40 @@ def create_provider(name: str, **provider_config: Any) -> ModelProvider:
     try:
         place = (low, canonical(provider_config))
     except TypeError:
-        return _construct(low, provider_config)
+        return _construct(_target(low), low, provider_config)
     with _lock:
         made = _made.get(place)
-    if made is None:
-        made = _construct(low, provider_config)
+    return _make(place, provider_config) if made is None else made
+
+
+def _make(place: tuple[str, str], config: dict[str, Any]) -> ModelProvider:
+    name, _ = place
+    target = _target(name)
+    # A fixture is opened once: of two, one would never be closed.
+    with fixtures.alone(name) if fixtures.is_fixture(target) else nullcontext():
         with _lock:
-            made = _made.setdefault(place, made)
+            made = _made.get(place)
+        if made is None:
+            made = _construct(target, name, config)
+            with _lock:
+                made = _made.setdefault(place, made)
     return made
 
 
-def _construct(name: str, config: dict[str, Any]) -> ModelProvider:
+def _target(name: str) -> Any:
     if name in _registered:
-        target = _registered[name]
-    else:
-        ours = _entry_points()[name].value.startswith(_OURS)
-        reason = _missing(name) if ours and name not in _ELSEWHERE else ""
-        target = None if reason else _load(name, _entry_points()[name])
-        if target is None:
-            raise ConfigurationError(
-                f"The provider {name!r} is not available: {reason or _broken[name]}"
-            )
+        return _registered[name]
+    ours = _entry_points()[name].value.startswith(_OURS)
+    reason = _missing(name) if ours and name not in _ELSEWHERE else ""
+    target = None if reason else _load(name, _entry_points()[name])
+    if target is None:
+        raise ConfigurationError(
+            f"The provider {name!r} is not available: {reason or _broken[name]}"
+        )
+    return target
+
+
+def _construct(target: Any, name: str, config: dict[str, Any]) -> ModelProvider:
     rest = None
     if fixtures.is_fixture(target):
         if config:
@@ -313,23 +333,33 @@ def parse(place: Path) -> Any:
     Raises
     ------
     OSError, ValueError
-        If it cannot be read.
+        If it cannot be read; nothing of the file is quoted, which may hold keys.
     """
     text = place.read_text(encoding="utf-8")
-    if place.suffix == ".toml":
-        import tomllib
+    try:
+        if place.suffix == ".toml":
+            return tomllib.loads(text)
+        return _yaml(text) if place.suffix in (".yaml", ".yml") else json.loads(text)
+    except ValueError as error:
+        raise ValueError(_QUOTED.sub(r"\1…", str(error))) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
-        return tomllib.loads(text)
-    if place.suffix in (".yaml", ".yml"):
-        if importlib.util.find_spec("yaml") is None:
-            raise ValueError("YAML needs the package pyyaml")
-        import yaml
 
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from None
-    return json.loads(text)
+def _yaml(text: str) -> Any:
+    if importlib.util.find_spec("yaml") is None:
+        raise ValueError("YAML needs the package pyyaml")
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" (at line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{error.problem}{place}") from None
+    except (yaml.YAMLError, LookupError, AttributeError) as error:  # of a character, or by a tag
+        said = getattr(error, "reason", "a value is not what its tag says")
+        raise ValueError(said) from None
 
 
 def find(reference: str | ModelSpec) -> tuple[ModelProvider, ModelSpec]:

@@ -63,7 +63,7 @@ def waiting(rows: Any = ROWS) -> Any:
 
 
 async def test_a_generator_of_rows_is_not_used_up() -> None:
-    """Rows that are made one by one serve every model and each further run; endless ones are not waited for."""
+    """Rows that are made one by one serve every model and each further run; endless ones are not drained."""
 
     def rows(count: int | None) -> Any:
         yield from (

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def test_what_is_broken_is_found_and_what_is_sound_is_told(tmp_path: Path) -> No
     [
         ("raise OSError('no libcudart')", "OSError: no libcudart"),
         ("import os; os.abort()", "ended the process with status -6"),
+        ("import os; os.write(2, b'at \\xff'); os.abort()", "status -6. at \ufffd"),
         ("print('@told ' + 'x' * 9)", None),
     ],
 )
@@ -114,11 +116,22 @@ def test_a_library_that_cannot_be_imported_is_told_how(
 
 
 def test_a_version_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is installed and does not fit is a problem, what is missing is one if nothing works without it."""
-    wanted = ["pytest>=900", "no-such-package", "no-such-extra; extra == 'x'", "nbproviders[local]"]
+    """What is installed and does not fit here is a problem; what is missing is one if all else needs it."""
+    wanted = [
+        "pytest>=900",
+        "no-such-package",
+        "no-such-extra; extra == 'test'",
+        "packaging>=900; extra == 'test' and python_version > '3'",
+        "pluggy>=900; python_version < '3'",
+        "iniconfig>=900; extra == 'test' and sys_platform == 'no such'",
+        "nbproviders[local]",
+    ]
+    told = Message()
+    told["Provides-Extra"] = "test"
+    monkeypatch.setattr(packages.metadata, "metadata", lambda name: told)
     monkeypatch.setattr(packages.metadata, "requires", lambda name: wanted)
     found = dict(packages._too_old())
-    assert found.keys() == {"pytest", "no-such-package"}
+    assert found.keys() == {"pytest", "no-such-package", "packaging"}
     assert found["pytest"] == ">=900"
 
 
@@ -165,6 +178,7 @@ def test_little_memory_and_a_full_disk_are_told(
     found = {one.name: one for one in places._cache()}
     assert found["disk"].state == "problem"
     assert "HF_HUB_CACHE" in found["disk"].hint
+    assert "`hf cache rm " in found["disk"].hint  # prune leaves whole models where they are
     assert "offline" in found["Hub"].said
 
 
@@ -205,6 +219,44 @@ def test_a_part_that_fails_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None
     assert (first.area, first.state) == ("machine", "problem")
     assert "unheard of" in first.said
     assert any(one.name == "ready" for one in rest)
+
+
+@pytest.mark.parametrize("leave", [sys.exit, pytest.skip])
+def test_a_part_that_leaves_costs_itself(leave: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that exits or skips while it is examined ends nothing but its part."""
+
+    def leaving() -> Any:
+        leave("need a licence")
+        yield
+
+    leaving.__module__ = "nbproviders.doctor.machine"
+    sound = Finding("places", "disk", "sound")
+    monkeypatch.setattr(doctor, "_PARTS", (leaving, lambda: iter([sound])))
+    try:
+        first, second = doctor.examine()
+    except pytest.skip.Exception:  # it would skip this test
+        pytest.fail("the skip got out")
+    assert (first.area, first.name, first.state) == ("machine", "examination", "problem")
+    assert "need a licence" in first.said
+    assert second is sound
+
+
+def test_an_examination_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is obeyed, and who wants no more findings gets none."""
+
+    def interrupted() -> Any:
+        yield Finding("places", "disk", "sound")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "_PARTS", (interrupted, plugins.examine))
+    found = doctor.examine()
+    next(found)
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
+    found = doctor.examine()
+    next(found)
+    found.close()  # type: ignore[attr-defined]  # a generator
+    assert list(found) == []
 
 
 def test_the_report_is_read_line_by_line() -> None:

@@ -82,6 +82,22 @@ def test_passes_its_tests(style: str, tmp_path: Path) -> None:
 
 
 @needs("hatchling")
+def test_an_error_that_repeats_the_answer_fails(tmp_path: Path) -> None:
+    """An author who quotes what the service answered is told by the contract and by a test of the errors."""
+    project = new_provider("my-provider", "request", tmp_path)
+    code = project / "src" / "my_provider" / "provider.py"
+    text = code.read_text(encoding="utf-8")
+    call = "_error(self.name, response)"
+    assert text.count(call) == 1
+    quoting = '_error(f"{self.name}: {await response.text()}", response)'
+    code.write_text(text.replace(call, quoting), encoding="utf-8")
+    ran = run_pytest(project, installed(project), options=(*QUIET, "-k", "secrets or errors"))
+    assert "A secret shows in the error of a generation." in ran.stdout, ran.stdout + ran.stderr
+    failed = set(re.findall(r"^FAILED \S+::(\w+)", ran.stdout, re.MULTILINE))
+    assert failed == {"test_secrets", "test_errors"}
+
+
+@needs("hatchling")
 @pytest.mark.parametrize("style", STYLES)
 def test_skips_what_is_not_installed(style: str, tmp_path: Path) -> None:
     """Tests of what is missing are skipped, each with the reason; pytest itself needs none of it."""

@@ -202,6 +202,28 @@ def test_a_version_that_is_not_known(
     assert ran.stdout.str().count("dotevals 0.29.0 is left as it is") == 1
 
 
+def test_one_that_nobody_installed(pytester: pytest.Pytester, log: Log) -> None:
+    """A dotevals that runs from a folder, of a version that nobody can tell, is left as it is too."""
+    pytester.makepyfile(
+        uninstalled="""
+        from importlib import metadata
+
+        real = metadata.version
+
+        def version(name):
+            if name == "dotevals":
+                raise metadata.PackageNotFoundError(name)
+            return real(name)
+
+        metadata.version = version
+        """
+    )
+    pytester.makepyfile(eval_it=FAILING)
+    ran = pytester.runpytest_subprocess("-p", "uninstalled", "-k", "eval_row", *AUTO)
+    ran.assert_outcomes(passed=1, deselected=4)
+    assert "dotevals of an unknown version is left as it is" in ran.stdout.str()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to another process")
 def test_ctrl_c(pytester: pytest.Pytester, log: Log) -> None:
     """Ctrl-C ends a plain evaluation in the row that it is at, and nothing is left."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nbproviders.errors import ConfigurationError
-from nbproviders.pytest_plugin.settings import VARIABLES, Settings, chosen
+from nbproviders.pytest_plugin.settings import VARIABLES, Settings, chosen, parts
+from tests.services.keys import FAKE
 
 pytest_plugins = ["pytester"]
 
@@ -16,6 +17,7 @@ INI = """
 nbp_models =
     echo:from-ini
     echo:second?stop=["x","y"]
+    echo:a,b
 nbp_config = conf/providers.toml
 nbp_api_url = http://ini/v1
 nbp_keep = true
@@ -37,11 +39,11 @@ def test_nothing_told(pytester: pytest.Pytester) -> None:
 
 
 def test_ini(pytester: pytest.Pytester) -> None:
-    """The ini file is the last place; a path in it is relative to the file."""
+    """The ini file is the last place, with one a line whatever its commas; a path is relative to the file."""
     pytester.makeini(INI)
     found = chosen(pytester.parseconfig())
     assert found == Settings(
-        models=("echo:from-ini", 'echo:second?stop=["x","y"]'),
+        models=("echo:from-ini", 'echo:second?stop=["x","y"]', "echo:a,b"),
         config=pytester.path / "conf" / "providers.toml",
         api_urls={"openai": "http://ini/v1"},
         keep=True,
@@ -82,6 +84,30 @@ def test_command_line_before_all(
         api_urls={"openai": "http://cli/v1?key=value", "ollama": "http://cli"},
         keep=True,
     )
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        'echo:a?stop=[["x","y"],["z"]]',
+        't:x?device_map={"a":{"b":1},"c":2}',
+        'echo:a?stop=["]",",","\\"]"]',
+        'echo:a?text="x,[y"',
+        "echo:a]b",
+        'echo:5"',
+    ],
+)
+def test_commas_within_a_reference(reference: str) -> None:
+    """Only commas between references part them, however deep the brackets and quotes of an option are."""
+    assert parts(f"echo:b,{reference} , echo:c,") == ["echo:b", reference, "echo:c"]
+
+
+def test_an_address_is_told_without_its_query(pytester: pytest.Pytester) -> None:
+    """A key may stand in the query of what is no address."""
+    config = pytester.parseconfig(f"--nbp-api-url=localhost:8000/v1?key={FAKE}")
+    with pytest.raises(ConfigurationError, match="'localhost:8000/v1' is no address") as caught:
+        chosen(config)
+    assert FAKE not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,18 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from unittest import SkipTest
 
 import pytest
 
-from nbproviders.errors import ProviderError
+from nbproviders.errors import ConfigurationError, ProviderError
 from nbproviders.testing import ProviderContract, check_provider
 from nbproviders.testing.clause import CLAUSES, ask, promise
 from nbproviders.testing.subject import Subject
 from tests.services.keys import FAKE
-from tests.testing.authors import PROMPT, Duck, Resident, Resource, Weights
+from tests.testing.authors import PROMPT, Duck, Resident, Resource, Service, Weights
 
 DOCS = Path(__file__).parents[2] / "docs" / "testing.md"
 MODULE = """
@@ -149,6 +150,49 @@ def test_a_foreign_failure_tells_where():
 
     row = row_of("construction", Failing, secrets=(FAKE,))
     assert re.search(r"LookupError: no \*\*\*\* \(line \d+ of .*test_contract\.py\)", row.came)
+
+
+@pytest.mark.parametrize(
+    ("secrets", "told"),
+    [
+        (FAKE, "not str"),
+        (None, "not NoneType"),
+        (3, "not int"),
+        (("",), "an entry that is empty or no text"),
+        ((FAKE, " "), "an entry that is empty or no text"),
+        ([None], "an entry that is empty or no text"),
+    ],
+    ids=["str", "none", "number", "empty", "blank", "no-text"],
+)
+def test_secrets_that_cannot_be_looked_for(secrets, told):
+    """What would be found letter by letter, everywhere or never is refused, and not shown."""
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        check_provider(Resident, "tiny", prompt=PROMPT, secrets=secrets)
+    assert FAKE not in str(caught.value)
+
+
+def test_secrets_are_read_once():
+    """What can be read once only is looked for in every clause."""
+    subject = Subject(Telling, "tiny", prompt=PROMPT, missing=None, secrets=iter([FAKE]))
+    assert [ask("secrets", subject).outcome for _ in "ab"] == ["failed", "failed"]
+
+
+class Telling(Resident):
+    def __repr__(self):
+        return f"<Telling {FAKE}>"
+
+
+def a_factory() -> Duck:
+    return Duck()
+
+
+@pytest.mark.parametrize("thing", [Resident, Service, Duck, a_factory, partial(Weights)])
+def test_what_can_be_registered_can_be_proved(thing):
+    """Where a class or a factory is returned, it is called, as it is where one is registered."""
+    tells = thing is Resident
+    for clause in ("construction", "sharing", "built_alike"):
+        row = row_of(clause, lambda: thing, tells_usage=tells)
+        assert row.outcome == "ok" or "cannot be compared" in row.came, row
 
 
 def test_the_models_of_others_stay():

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nbproviders.core import engine
 from nbproviders.errors import ConfigurationError, foreign
 
 Close = Callable[[], Awaitable[None]]
+_TURN_S = 0.1
+# By the name of the provider; reentrant, for a fixture that asks for its own.
+_opening: dict[str, threading.RLock] = {}
+engine.after_fork([_opening.clear])  # who held one is not in the child
 
 
 def is_fixture(thing: object) -> bool:
@@ -21,6 +27,28 @@ def is_fixture(thing: object) -> bool:
 def needs(fixture: Any) -> list[str]:
     """Return the fixtures that it takes, which only pytest has."""
     return list(inspect.signature(inspect.unwrap(fixture)).parameters)
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Let one thread at a time open the fixture of a provider.
+
+    Raises
+    ------
+    ConfigurationError
+        On the engine's thread while another one has it, which may be waiting for the engine.
+    """
+    lock = _opening.setdefault(name, threading.RLock())
+    while not lock.acquire(timeout=_TURN_S):  # in turns: Ctrl-C is obeyed in between
+        if engine.default().here:
+            raise ConfigurationError(
+                f"The provider {name!r} is being opened by another thread.",
+                hint=f"Open it before it is used: nbp.create_provider({name!r}).",
+            )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def opened(fixture: Any, name: str) -> tuple[Any, Close | None]:
@@ -43,7 +71,9 @@ def opened(fixture: Any, name: str) -> tuple[Any, Close | None]:
         )
     try:
         return _run(inspect.unwrap(fixture))
-    except Exception as error:  # the author's code
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # the author's code, pytest.skip and sys.exit too
         raise ConfigurationError(
             f"The fixture of the provider {name!r} failed: {foreign(error)}"
         ) from foreign(error)

@@ -26,7 +26,9 @@ def examine() -> Iterator[Finding]:
     for part in _PARTS:
         try:
             yield from part()
-        except Exception as error:  # whatever a broken machine does, the other parts are told
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # whatever a broken machine does, the other parts are told
             area = part.__module__.rpartition(".")[2]
             yield Finding(area, "examination", f"failed: {foreign(error)}", "problem")
 

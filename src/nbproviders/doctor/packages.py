@@ -85,7 +85,12 @@ def imported(module: str) -> dict[str, Any]:
     command = [sys.executable, "-c", _CHILD, module]
     try:
         child = subprocess.run(
-            command, capture_output=True, text=True, timeout=_IMPORT_S, check=False
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # what a dying library prints may be anything
+            timeout=_IMPORT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"it took longer than {_IMPORT_S:.0f} s"}
@@ -109,6 +114,7 @@ def _too_old() -> Iterator[tuple[str, str]]:
     """Yield what is missing or of a version that this package cannot work with."""
     from packaging.requirements import InvalidRequirement, Requirement
 
+    extras = metadata.metadata("nbproviders").get_all("Provides-Extra") or ()
     for text in metadata.requires("nbproviders") or ():
         try:
             wanted = Requirement(text)
@@ -116,7 +122,10 @@ def _too_old() -> Iterator[tuple[str, str]]:
             continue
         if wanted.name == "nbproviders":  # an extra that names another
             continue
-        needed = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+        marker = wanted.marker
+        needed = marker is None or marker.evaluate({"extra": ""})
+        if marker is not None and not any(marker.evaluate({"extra": e}) for e in ("", *extras)):
+            continue  # for another system or Python
         version = _version(wanted.name)
         if version is None and needed:
             yield wanted.name, "it is not installed, and nothing works without it"

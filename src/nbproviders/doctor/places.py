@@ -70,7 +70,10 @@ def _cache() -> Iterator[Finding]:
 def _disk(place: Path) -> Finding:
     free = shutil.disk_usage(place).free
     if free < _LITTLE_BYTES:
-        hint = "Name a folder on a larger disk in HF_HUB_CACHE, or delete models: hf cache prune."
+        hint = (
+            "Name a folder on a larger disk in HF_HUB_CACHE, or delete models: `hf cache ls` lists "
+            "them, `hf cache rm model/…` deletes one."
+        )
         return Finding(_AREA, "disk", f"{size_text(free)} free", "problem", hint)
     return Finding(_AREA, "disk", f"{size_text(free)} free")
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nbproviders import registry
 from nbproviders.authoring.opening import ModelContext
 from nbproviders.authoring.provider import ModelHandle, ModelProvider
@@ -13,7 +15,7 @@ from nbproviders.authoring.wrapped import as_provider
 from nbproviders.core import engine
 from nbproviders.core.client import Client, SyncClient
 from nbproviders.core.spec import ModelSpec
-from nbproviders.errors import ConfigurationError, ProviderError, setup_failed
+from nbproviders.errors import ConfigurationError, ForeignError, ProviderError, setup_failed
 from nbproviders.pytest_plugin.settings import Settings
 
 _FREED_S = 30.0
@@ -52,7 +54,7 @@ class Providers(Mapping[str, ModelProvider]):
     settings
         What the run was told.
     fixture
-        Returns the value of a fixture by its name; some providers are one.
+        Returns the value of a fixture by its name; a provider that is one may take others.
 
     Raises
     ------
@@ -64,6 +66,7 @@ class Providers(Mapping[str, ModelProvider]):
         self._settings = settings
         self._fixture = fixture
         self._made: dict[str, ModelProvider] = {}
+        self._opened: set[str] = set()
         self._names, self._configs = read(settings.config)
 
     def __getitem__(self, name: str) -> ModelProvider:
@@ -71,6 +74,8 @@ class Providers(Mapping[str, ModelProvider]):
         made = self._made.get(low)
         if made is None:
             made = self._made[low] = self._create(low)
+        elif low in self._opened:  # a test may have torn all of it down: then it is opened anew
+            made = self._made[low] = _open(low)
         return made
 
     def __contains__(self, name: object) -> bool:
@@ -171,11 +176,15 @@ class Providers(Mapping[str, ModelProvider]):
                 f"Unknown provider: {name}. Available providers: {', '.join(self)}."
             )
         fixture = registry.fixture_of(name)
-        if fixture:
-            return as_provider(self._fixture(fixture), name)
+        if fixture and not info.available:  # it takes others, which only pytest has
+            return as_provider(self._requested(fixture, name), name)
         config = dict(self._configs.get(name, {}))
         if name in self._settings.api_urls:
             config["base_url"] = self._settings.api_urls[name]
+        if fixture:
+            provider = _open(name, **config)
+            self._opened.add(name)
+            return provider
         try:
             provider = registry.create_provider(name, **config)
             if self._settings.keep and "keep" in (provider.options or {}) and "keep" not in config:
@@ -185,6 +194,42 @@ class Providers(Mapping[str, ModelProvider]):
                 raise
             raise NoProviderError(error.message, hint=error.hint) from None
         return provider
+
+    def _requested(self, fixture: str, name: str) -> Any:
+        what = f"The provider {name!r} is the fixture {fixture!r}, which"
+        try:
+            return self._fixture(fixture)
+        except pytest.FixtureLookupError as error:
+            if error.argname != fixture:
+                raise ConfigurationError(
+                    f"{what} takes {error.argname!r}, and pytest knows no such fixture.",
+                    hint="Install or enable the plugin that brings it, or put it into a conftest.",
+                ) from None
+            raise ConfigurationError(
+                f"{what} takes others, and pytest does not know it.",
+                hint="The module of the fixture must be a plugin of pytest: in the package that "
+                "brings it an entry point of the group pytest11, here pytest_plugins or -p.",
+            ) from None
+        except pytest.fail.Exception as error:
+            found = str(error).partition(". ")[0]
+            if not found.startswith("ScopeMismatch"):
+                raise
+            raise ConfigurationError(
+                f"{what} cannot be used for the whole run. {found}.",
+                hint="A provider's fixture must be session-scoped, and so what it takes: "
+                '@pytest.fixture(scope="session").',
+            ) from None
+
+
+def _open(name: str, **config: Any) -> ModelProvider:
+    """Return a provider that is a fixture without others; where it skips, so does the test."""
+    try:
+        return registry.create_provider(name, **config)
+    except ConfigurationError as error:
+        cause = error.__cause__
+        if isinstance(cause, ForeignError) and cause.type_name == pytest.skip.Exception.__name__:
+            raise pytest.skip.Exception(cause.text) from None
+        raise
 
 
 def read(path: Path | None) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from nbproviders.errors import ConfigurationError
 VARIABLES = "NBPROVIDERS_PYTEST_"
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
-# Commas part references, but not within the brackets of an option: echo:a?stop=["x","y"],echo:b
-_PART = re.compile(r"(?:\[[^\]]*\]|\{[^}]*\}|[^,])+")
+# What counts in a list of references: a text in quotes as a whole, and what stands outside of them.
+_MARK = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,35 +89,42 @@ def chosen(config: pytest.Config) -> Settings:
     ConfigurationError
         For something that cannot be meant.
     """
-    models = _first(config, "models")
-    urls = _first(config, "api_url")
     return Settings(
-        models=tuple(one for text in models for one in parts(text)),
+        models=tuple(_first(config, "models")),
         config=_config_path(config),
-        api_urls=dict(_api_url(one) for text in urls for one in parts(text)),
+        api_urls=dict(map(_api_url, _first(config, "api_url"))),
         keep=_keep(config),
     )
 
 
 def parts(text: str) -> list[str]:
-    """Return what commas part.
+    """Return what commas part, but for those within brackets and quotes: an option may have them.
 
     Examples
     --------
-    >>> parts('echo:a, echo:b?stop=["x","y"]')
-    ['echo:a', 'echo:b?stop=["x","y"]']
+    >>> parts('echo:a, echo:b?stop=["x","]"]')
+    ['echo:a', 'echo:b?stop=["x","]"]']
     """
-    return [part.strip() for part in _PART.findall(text) if part.strip()]
+    commas, depth = [], 0
+    for mark in _MARK.finditer(text):
+        if mark[0] in ("[", "{"):
+            depth += 1
+        elif mark[0] in ("]", "}"):
+            depth = max(0, depth - 1)
+        elif mark[0] == "," and not depth:
+            commas.append(mark.start())
+    found = [text[before + 1 : end] for before, end in pairwise((-1, *commas, len(text)))]
+    return [part.strip() for part in found if part.strip()]
 
 
 def _first(config: pytest.Config, name: str) -> Sequence[str]:
-    """Return the texts of the first place that has any."""
+    """Return what the first place that has any says, one by one."""
     given: Sequence[str] | None = config.getoption(f"nbp_{name}")
-    if given is not None:
-        return given
     told = _variable(name)
-    ini: Sequence[str] = config.getini(f"nbp_{name}")
-    return ini if told is None else [told]
+    if given is None and told is None:
+        lines: Sequence[str] = config.getini(f"nbp_{name}")
+        return lines  # one a line, whatever commas there are
+    return [one for text in given or [told or ""] for one in parts(text)]
 
 
 def _variable(name: str) -> str | None:
@@ -140,7 +148,7 @@ def _api_url(text: str) -> tuple[str, str]:
         provider, url = "openai", text
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(
-            f"{text!r} is no address of a service.",
+            f"{text.partition('?')[0]!r} is no address of a service.",
             hint="Write --nbp-api-url http://localhost:8000/v1, or provider=http://….",
         )
     return provider.strip().lower(), url

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 from unittest import SkipTest
 
 from nbproviders.authoring.provider import ModelProvider
 from nbproviders.authoring.resident import ResidentProvider
-from nbproviders.authoring.wrapped import as_provider
+from nbproviders.authoring.wrapped import as_provider, construct
 from nbproviders.core import engine
 from nbproviders.core.completion import Completion
 from nbproviders.core.params import Messages
 from nbproviders.core.spec import ModelSpec, ResourceKey, split_options
-from nbproviders.errors import ProviderError
+from nbproviders.errors import ConfigurationError, ProviderError
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.entry import Entry
 from nbproviders.residency.events import Event
@@ -62,7 +62,8 @@ class Subject:
     Parameters
     ----------
     make
-        Makes it: the provider, or an object that is one in all but its base class.
+        Makes it: the provider, an object that is one in all but its base class, or a class or factory
+        of either.
     model
         A model that exists.
     other
@@ -98,11 +99,16 @@ class Subject:
     remade: bool = True
     origins: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.secrets = _checked(self.secrets)
+
     # What there is to be asked
 
     def provider(self) -> ModelProvider:
-        """Make the provider."""
+        """Make the provider, of whatever `nbproviders.register_provider` takes."""
         thing = self.make()
+        if isinstance(thing, type) or (callable(thing) and not _is_made(thing)):
+            thing = construct(thing, getattr(thing, "__name__", "provider").lower(), {})
         made = as_provider(thing, type(thing).__name__.lower())
         self.origins.add(made._origin)  # not itself: it may end with its last user
         return made
@@ -166,6 +172,25 @@ class Subject:
                 lambda: residency.unload(lambda entry: entry.key.origin in origins, force=True),
                 self.timeout_s,
             )
+
+
+def _checked(secrets: object) -> tuple[str, ...]:
+    """Return the texts to look for, or tell why they are none, but not what they are."""
+    told = type(secrets).__name__
+    if isinstance(secrets, Iterable) and not isinstance(secrets, (str, bytes)):
+        found = tuple(secrets)
+        if all(isinstance(one, str) and one.strip() for one in found):
+            return found
+        told = "one with an entry that is empty or no text"
+    raise ConfigurationError(
+        f"secrets must be a tuple of texts, not {told}.",
+        hint="Write secrets=(KEY,), with what the provider was given; () if that is nothing.",
+    )
+
+
+def _is_made(thing: object) -> bool:
+    """Whether it is a provider, and not what makes one."""
+    return any(hasattr(thing, method) for method in ("setup", "load_model"))
 
 
 class Watch:
