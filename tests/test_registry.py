@@ -532,6 +532,14 @@ async def test_a_fixture_that_takes_none_is_a_provider(
         await again.teardown_all()
 
 
+def test_an_async_fixture_serves_the_blocking_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider whose making is awaited is made before a comparison goes onto the engine."""
+    as_entry_point(monkeypatch, "awaited")
+    frame = nbp.compare_sync(["awaited:a"], ["x"], progress=False).frame
+    assert list(frame["text"]) == ["x"]
+    asyncio.run(nbp.create_provider("awaited").teardown_all())
+
+
 def test_a_fixture_that_takes_others_is_for_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is listed with the reason, and cannot be made outside."""
     as_entry_point(monkeypatch, "taking")

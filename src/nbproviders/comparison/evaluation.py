@@ -94,7 +94,8 @@ def evaluate_sync(
     evaluation: Any, models: Any, *, timeout_s: float | None = None, **options: Any
 ) -> Comparison:
     """The same as `evaluate`, blocking, for scripts; Ctrl-C ends it."""
-    return engine.default().wait(lambda: evaluate(evaluation, models, **options), timeout_s)
+    found = grid.contenders(models)  # here: what a provider's making waits for must not be the engine
+    return engine.default().wait(lambda: evaluate(evaluation, found, **options), timeout_s)
 
 
 @dataclass

@@ -131,6 +131,8 @@ def _label(name: object) -> str:
 
 
 def _contender(model: Any) -> Contender:
+    if isinstance(model, Contender):  # found already, by the blocking form
+        return model
     if isinstance(model, ModelHandle):
         model = model.model
     if isinstance(model, (str, ModelSpec)):
