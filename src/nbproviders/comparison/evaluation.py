@@ -63,7 +63,8 @@ async def evaluate(
         Most rows to run.
     experiment
         A name under which it is kept, and taken up: rows that are done are not run again as long as the
-        function, the rows and the model are the same. By default a new one each time.
+        function, the rows and the model are the same; they come back without texts and times. Open
+        clients are asked anew. By default a new name each time.
     storage
         Where, as dotevals has it; by default ``json://.dotevals``.
     progress
