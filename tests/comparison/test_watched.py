@@ -10,13 +10,13 @@ from nbproviders.comparison.watched import Watched
 
 async def test_generate_and_stream_are_noted() -> None:
     """Each request is noted with its completion once it has ended, and told once."""
-    async with nbp.model("echo:a") as m:
+    async with nbp.model("echo:a?delay_s=0.02") as m:  # a quicker one may be done before it is left
         watched = Watched(m.waist)
         client = nbp.Client(watched, lambda: None)
         await client.generate("one")
         async for _ in client.stream("two words", temperature=0.5):
             pass
-        async for _ in client.stream("two words"):
+        async for _ in client.stream("word " * 200):
             break
         taken = watched.taken()
         assert [(request.prompt, str(text)) for request, text in taken] == [
@@ -26,7 +26,7 @@ async def test_generate_and_stream_are_noted() -> None:
         assert taken[1][1].usage == nbp.Usage(2, 2)
         assert taken[1][0].params.temperature == 0.5
         assert watched.taken() == []
-        assert watched.info.spec == "echo:a"
+        assert watched.info.spec == "echo:a?delay_s=0.02"
         assert watched.cost(nbp.Usage(1, 1)).kind == "free"
         assert client.raw is m.raw
         await watched.aclose()
