@@ -58,14 +58,9 @@ PROGRAM = textwrap.dedent(
     def ignore():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    class Server(http.server.ThreadingHTTPServer):
-        request_queue_size = 128
-
-        def handle_error(self, *_):
-            pass  # a client that has gone is no line of the log
-
     def serve():
-        Server(("127.0.0.1", PORT), Handler).serve_forever()
+        http.server.ThreadingHTTPServer.request_queue_size = 128
+        http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
     """
 )
 
