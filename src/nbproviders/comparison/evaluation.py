@@ -95,7 +95,9 @@ def evaluate_sync(
     evaluation: Any, models: Any, *, timeout_s: float | None = None, **options: Any
 ) -> Comparison:
     """The same as `evaluate`, blocking, for scripts; Ctrl-C ends it."""
-    found = grid.contenders(models)  # here: what a provider's making waits for must not be the engine
+    found = grid.contenders(
+        models
+    )  # here: what a provider's making waits for must not be the engine
     return engine.default().wait(lambda: evaluate(evaluation, found, **options), timeout_s)
 
 

@@ -95,7 +95,9 @@ def compare_sync(
     timeout_s: float | None = None,
 ) -> Comparison:
     """The same as `compare`, blocking, for scripts; Ctrl-C ends it."""
-    found = grid.contenders(models)  # here: what a provider's making waits for must not be the engine
+    found = grid.contenders(
+        models
+    )  # here: what a provider's making waits for must not be the engine
     return engine.default().wait(
         lambda: compare(
             found,
