@@ -19,15 +19,6 @@ NO_ASYNC = ("-p", "no:asyncio", "-p", "no:anyio", "-p", "no:dotevals")
 SYNC = ("-p", "no:asyncio", "-p", "no:anyio", "-p", "no:dotevals")
 
 
-@pytest.fixture
-def log(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Log:
-    """What the project's provider `counting` does; the project registers it in its conftest."""
-    path = pytester.path / "log"
-    monkeypatch.setenv("LOG", str(path))
-    pytester.makeconftest(COUNTING)
-    return Log(path)
-
-
 SYNC = """
     import pytest
     import nbproviders as nbp

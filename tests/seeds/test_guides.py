@@ -222,6 +222,15 @@ async def test_caching() -> None:
     assert len({id(one) for one in found}) == len(made) == 1
     assert await manager.get_client(url="y") is not found[0]
 
+    provider = nbp.create_provider("echo")
+    clients = await asyncio.gather(*(provider.model("shared").open() for _ in range(5)))
+    other = await provider.model("shared?seed=2").open()
+    assert len({id(one.raw) for one in clients}) == 1
+    assert other.raw is not clients[0].raw
+    for one in (*clients, other):
+        one.close()
+    await provider.teardown_all()
+
 
 @needs(PATTERN)
 def test_options_of_the_command_line(pytester: pytest.Pytester) -> None:
@@ -270,12 +279,30 @@ async def test_failures_of_a_setup() -> None:
 
 
 @needs(PATTERN)
-def test_promises_in_words() -> None:
-    """A class that only tells its lifecycle is one; ours keep what it tells: lazy, reused, all cleaned up."""
-    assert (
-        "created on first request"
-        in run(block(PATTERN, '"""Resource manager for X'))["MyManager"].__doc__
-    )
+async def test_promises_in_words() -> None:
+    """What it tells of a lifecycle, our base keeps: made on first request, reused, all cleaned up."""
+    told = run(block(PATTERN, '"""Resource manager for X'))["MyManager"].__doc__
+    for words in ("created on first request", "cached and reused", "clean up all resources"):
+        assert words in told
+    done: list[str] = []
+
+    class LifeProvider(nbp.ModelProvider):
+        async def setup(self, resource_spec: str, **config: Any) -> ModelHandle:
+            done.append(f"made {resource_spec}")
+            return ModelHandle(resource_spec, str.upper, self)
+
+        async def teardown(self, resource_id: str) -> None:
+            done.append(f"ended {resource_id}")
+
+    provider = LifeProvider()
+    contexts = [provider.model(name) for name in ("a", "b", "a")]
+    assert done == []
+    for context in contexts:
+        async with context:
+            pass
+    assert done == ["made a", "made b"]
+    await provider.teardown_all()
+    assert sorted(done[2:]) == ["ended a", "ended b"]
 
 
 @needs(PATTERN)

@@ -86,7 +86,7 @@ def test_a_contract_has_to_make_its_provider():
     class Empty(ProviderContract):
         model = "tiny"
 
-    with pytest.raises(AssertionError, match=r"Empty has to write provider\(\)"):
+    with pytest.raises(AssertionError, match="Empty does not say how its provider is made"):
         Empty().test_construction()
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from nbproviders.core import engine
+from nbproviders.core.turns import Turn
 from nbproviders.errors import ConfigurationError, foreign
 
 Close = Callable[[], Awaitable[None]]
-_TURN_S = 0.1
-# By the name of the provider; reentrant, for a fixture that asks for its own.
-_opening: dict[str, threading.RLock] = {}
-engine.after_fork([_opening.clear])  # who held one is not in the child
+_opening: dict[str, Turn] = {}  # by the provider's name
 
 
 def is_fixture(thing: object) -> bool:
@@ -38,17 +35,16 @@ def alone(name: str) -> Iterator[None]:
     ConfigurationError
         On the engine's thread while another one has it, which may be waiting for the engine.
     """
-    lock = _opening.setdefault(name, threading.RLock())
-    while not lock.acquire(timeout=_TURN_S):  # in turns: Ctrl-C is obeyed in between
+
+    def waiting() -> None:
         if engine.default().here:
             raise ConfigurationError(
                 f"The provider {name!r} is being opened by another thread.",
                 hint=f"Open it before it is used: nbp.create_provider({name!r}).",
             )
-    try:
+
+    with _opening.setdefault(name, Turn()).taken(waiting):
         yield
-    finally:
-        lock.release()
 
 
 def opened(fixture: Any, name: str) -> tuple[Any, Close | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,9 +11,9 @@ from typing import Any
 from nbproviders.authoring.adapted import adapt
 from nbproviders.authoring.options import Option
 from nbproviders.authoring.resident import ResidentProvider
-from nbproviders.core import engine
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey
+from nbproviders.core.turns import Turn
 from nbproviders.errors import ConfigurationError, ModelAccessError, ProviderError, foreign
 from nbproviders.residency.entry import Progress
 from nbproviders.runtimes.checkpoints import is_local
@@ -111,17 +110,7 @@ class WeightsProvider(ResidentProvider):
         return failure
 
 
-_loading = threading.RLock()
-_LOOK_S = 0.1
-
-
-def _forget() -> None:
-    """Begin anew in a forked child: who held it there does not exist."""
-    global _loading
-    _loading = threading.RLock()
-
-
-engine.after_fork([_forget])
+_loading = Turn()
 
 
 @contextmanager
@@ -142,20 +131,17 @@ def alone(progress: Progress | None = None) -> Iterator[None]:
     ClosedError
         If it is not.
     """
-    held = _loading
-    if not held.acquire(blocking=False):
-        before = progress.phase if progress is not None else ""
+    before = progress.phase if progress is not None else ""
+
+    def waiting() -> None:
         if progress is not None:
             progress.phase = "waiting for another load"
-        while not held.acquire(timeout=_LOOK_S):
-            if progress is not None:
-                progress.check()
+            progress.check()
+
+    with _loading.taken(waiting):
         if progress is not None:
             progress.phase = before
-    try:
         yield
-    finally:
-        held.release()
 
 
 _IDLE_COMPILE = (

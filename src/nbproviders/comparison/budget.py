@@ -14,8 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from nbproviders.comparison.costs import dollars
 from nbproviders.core.completion import FREE, Completion, Cost, Finish, Usage, finish_of
-from nbproviders.core.model import Model, ModelInfo, Stream
+from nbproviders.core.model import Model
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
+from nbproviders.core.wrapping import Wrapping
 from nbproviders.errors import (
     AuthenticationError,
     ClosedError,
@@ -139,7 +140,7 @@ class _Opens(Protocol):
     async def open(self) -> object: ...
 
 
-class Budgeted(Model):
+class Budgeted(Wrapping):
     """A model whose calls are paid from a budget. What costs nothing is not held up.
 
     Parameters
@@ -151,22 +152,9 @@ class Budgeted(Model):
     """
 
     def __init__(self, model: Model, budget: Budget) -> None:
-        self._model, self._budget = model, budget
+        super().__init__(model)
+        self._budget = budget
         self._opened = self._free = False
-
-    @property
-    def info(self) -> ModelInfo:  # type: ignore[override]  # read anew, as the model's own is
-        """The inner model's."""
-        return self._model.info
-
-    @property
-    def raw(self) -> object:
-        """The inner model's."""
-        return self._model.raw
-
-    def cost(self, usage: Usage) -> Cost:
-        """The inner model's."""
-        return self._model.cost(usage)
 
     async def generate(
         self,
@@ -181,20 +169,12 @@ class Budgeted(Model):
             answers.append(completion)
         return completion
 
-    def stream(self, request: str | Messages | Request) -> Stream:
-        """The inner model's, if the budget allows it when it is first read."""
-        asked = as_request(request)
-        return Stream(self._run(asked), asked, self._model.info.spec)
-
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         async with self._paid(request) as answers, self._model.stream(request) as stream:
             async for chunk in stream:
                 yield chunk
             answers.append(stream.completion)
             yield finish_of(stream.completion)
-
-    async def aclose(self) -> None:
-        """Nothing: the inner model is its owner's to close."""
 
     @asynccontextmanager
     async def _paid(self, request: Request) -> AsyncIterator[list[Completion]]:

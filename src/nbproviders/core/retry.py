@@ -13,9 +13,10 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from nbproviders.core.closing import closing_on_failure
-from nbproviders.core.completion import Chunk, Completion, Cost, Finish, Usage, finish_of
-from nbproviders.core.model import Model, ModelInfo, Stream
+from nbproviders.core.completion import Chunk, Completion, Finish, finish_of
+from nbproviders.core.model import Model, Stream
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
+from nbproviders.core.wrapping import Wrapping
 from nbproviders.errors import ProviderError
 
 T = TypeVar("T")
@@ -124,7 +125,7 @@ def _wait(error: Exception) -> bool | float:
     return asked_s if 0 <= asked_s <= MAX_WAIT_S else False
 
 
-class Retry(Model):
+class Retry(Wrapping):
     """A model behind which a failing call is made again.
 
     Parameters
@@ -140,28 +141,9 @@ class Retry(Model):
     def __init__(
         self, model: Model, max_retries: int, *, first_wait_s: float = _FIRST_WAIT_S
     ) -> None:
-        self._model = model
+        super().__init__(model)
         self._max_retries = max_retries
         self._first_wait_s = first_wait_s
-
-    @property
-    def info(self) -> ModelInfo:  # the inner model's, whatever it says now
-        """The inner model's."""
-        return self._model.info
-
-    @info.setter
-    def info(self, info: ModelInfo) -> None:
-        self._model.info = info
-
-    @property
-    def raw(self) -> object:
-        """The inner model's."""
-        return self._model.raw
-
-    def stream(self, request: str | Messages | Request) -> Stream:
-        """Stream; a failure before the first chunk is tried again, a later one is told."""
-        asked = as_request(request)
-        return Stream(self._run(asked), asked, self.info.spec)
 
     async def generate(
         self,
@@ -193,10 +175,6 @@ class Retry(Model):
         stream = self._model.stream(request)
         async with closing_on_failure(stream):
             return stream, await anext(stream, None)
-
-    def cost(self, usage: Usage) -> Cost:
-        """The inner model's."""
-        return self._model.cost(usage)
 
     async def call(
         self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]

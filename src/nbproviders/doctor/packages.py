@@ -35,7 +35,7 @@ try:
         told["cuda"] = module.cuda.is_available()
         told["devices"] = [module.cuda.get_device_name(n) for n in range(module.cuda.device_count())]
         told["mps"] = module.backends.mps.is_available()
-except BaseException as error:
+except BaseException as error:  # this is the child: what a library does at its import is what is asked
     told["error"] = f"{type(error).__name__}: {error}"
 print("\\n@told " + json.dumps(told))
 """

@@ -61,13 +61,12 @@ def threads_at_once(subject: Subject) -> None:
     barrier = threading.Barrier(_THREADS)
 
     async def use() -> None:
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(barrier.abort)  # the others shall not wait for one that has failed
             await asyncio.to_thread(barrier.wait, subject.timeout_s / 2)
             await _use(subject, provider)
             await asyncio.to_thread(barrier.wait, subject.timeout_s / 2)  # no loop ends before
-        except BaseException:
-            barrier.abort()
-            raise
+            undo.pop_all()
 
     _run([use] * _THREADS, subject.timeout_s)
     expect(watch.loads == 1, f"{_THREADS} threads at once made {watch.loads} loads.", _LOOP)

@@ -46,9 +46,7 @@ def _asked(name: str, subject: Subject) -> Row:
         return Row(name, promise(name), "skipped", str(reason))
     except Breach as breach:
         return _failed(name, subject, breach.came, breach.todo)
-    except BaseException as error:
-        if _is_the_callers(error):
-            raise
+    except (Exception, asyncio.CancelledError, SystemExit) as error:  # the provider's: it is told
         came = f"{type(error).__name__}: {error}{_place(error)}"
         return _failed(name, subject, came, "See that the call works by itself first.")
     return Row(name, promise(name), "ok")
@@ -85,7 +83,7 @@ def _on_a_thread(work: Callable[[], None], timeout_s: float) -> None:
     def run() -> None:
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # handed over whole; raised by the one who waits
             raised.append(error)
 
     context = contextvars.copy_context()
@@ -99,12 +97,6 @@ def _on_a_thread(work: Callable[[], None], timeout_s: float) -> None:
         )
     if raised:
         raise raised.pop()
-
-
-def _is_the_callers(error: BaseException) -> bool:
-    """Whether it is Ctrl-C, or a skip or failure by pytest's own means."""
-    outcome = any(kind.__module__ == "_pytest.outcomes" for kind in type(error).__mro__)
-    return outcome or isinstance(error, KeyboardInterrupt)
 
 
 def _failed(name: str, subject: Subject, came: str, todo: str) -> Row:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest import SkipTest
 
-from nbproviders.authoring.provider import ModelProvider
 from nbproviders.core.params import Messages
+from nbproviders.errors import ConfigurationError
 from nbproviders.testing.clause import CLAUSES, ask, promise
 from nbproviders.testing.report import Report
-from nbproviders.testing.subject import GREEDY, Subject
+from nbproviders.testing.subject import GREEDY, Subject, makes
 
 
 class ProviderContract:
@@ -53,7 +53,10 @@ class ProviderContract:
 
     def provider(self) -> object:
         """Make the provider, alike each time: nothing of an earlier one is used again."""
-        raise NotImplementedError(f"{type(self).__name__} has to write provider().")
+        raise ConfigurationError(
+            f"{type(self).__name__} does not say how its provider is made.",
+            hint="Write: def provider(self): return MyProvider()",
+        )
 
 
 _ASKED = "model other missing prompt refused params secrets tells_usage timeout_s".split()
@@ -99,7 +102,7 @@ def check_provider(
     model, other, missing, prompt, refused, params, secrets, tells_usage, timeout_s
         As for `ProviderContract`.
     """
-    remade = isinstance(provider, type) or (callable(provider) and not _is_made(provider))
+    remade = makes(provider)
     make: Any = provider if remade else lambda: provider
     subject = Subject(
         make,
@@ -116,10 +119,3 @@ def check_provider(
     )
     name = getattr(provider, "name", "") or getattr(provider, "__name__", type(provider).__name__)
     return Report(f"{name}:{model}", [ask(each, subject) for each in CLAUSES])
-
-
-def _is_made(provider: object) -> bool:
-    """Whether it is a provider, and not what makes one."""
-    return isinstance(provider, ModelProvider) or any(
-        hasattr(provider, method) for method in ("setup", "load_model")
-    )

@@ -34,7 +34,7 @@ async def _failure(work: Work) -> ProviderError:
         await work()
     except ProviderError as error:
         return error
-    except Exception as error:
+    except Exception as error:  # the provider's code, which is what is asked about: it is told
         raise Breach(
             f"A failed setup raised {type(error).__name__}: {error}",
             "Raise one of nbproviders.errors; in load and setup any exception is mapped for you.",

@@ -9,7 +9,7 @@ from typing import Any
 from nbproviders.authoring.provider import ModelProvider
 from nbproviders.core.spec import ResourceKey
 from nbproviders.testing.footprint import footprint, more_than
-from nbproviders.testing.subject import Subject, Watch, breach, expect
+from nbproviders.testing.subject import Subject, Watch, breach, expect, working
 
 
 async def loads_again(subject: Subject) -> None:
@@ -25,13 +25,11 @@ async def loads_again(subject: Subject) -> None:
             "It is in memory after it was unloaded.",
             "Free in teardown or aclose what setup or load took.",
         )
-        try:
+        with working(
+            "The next call",
+            "Have load and setup work any number of times: consume nothing, and close what they open.",
+        ):
             await m.generate(prompt, **subject.params)
-        except Exception as error:
-            breach(
-                f"The next call raised {type(error).__name__}: {error}",
-                "Have load and setup work any number of times: consume nothing, and close what they open.",
-            )
 
 
 async def frees_the_model(subject: Subject) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from nbproviders.authoring.options import CALL_OPTIONS
 from nbproviders.errors import ProviderError
 from nbproviders.testing.footprint import footprint, more_than
-from nbproviders.testing.subject import Subject, Watch, breach, expect
+from nbproviders.testing.subject import Subject, Watch, expect, working
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
@@ -92,13 +92,11 @@ async def unknown_id(subject: Subject) -> None:
     handle = await provider.setup(subject.model)
     await handle.teardown()
     for resource_id in ("an id that nobody was given", handle.resource_id):
-        try:
+        with working(
+            f"teardown({resource_id!r})",
+            "Return quietly if there is nothing to give back, as with dict.pop(key, None).",
+        ):
             await provider.teardown(resource_id)
-        except Exception as error:
-            breach(
-                f"teardown({resource_id!r}) raised {type(error).__name__}: {error}",
-                "Return quietly if there is nothing to give back, as with dict.pop(key, None).",
-            )
 
 
 async def teardown_all(subject: Subject) -> None:
@@ -107,12 +105,8 @@ async def teardown_all(subject: Subject) -> None:
     async with provider.model(subject.model):
         pass
     handles = [await provider.setup(subject.model) for _ in range(2)]
-    told: BaseException | None = None
     with counted(provider, failing=1) as calls:
-        try:
-            await provider.teardown_all()
-        except Exception as error:
-            told = error
+        (told,) = await asyncio.gather(provider.teardown_all(), return_exceptions=True)
     if calls:  # what was made to fail is really ended now
         await provider.teardown(calls[0])
     left = Counter(handle.resource_id for handle in handles) - Counter(calls)

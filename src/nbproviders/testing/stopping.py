@@ -10,7 +10,7 @@ from typing import Any
 from nbproviders.authoring.provider import ModelProvider
 from nbproviders.core.spec import ResourceKey
 from nbproviders.testing.footprint import footprint, more_than
-from nbproviders.testing.subject import Subject, breach, expect
+from nbproviders.testing.subject import Subject, expect, working
 
 _HELD = "Let CancelledError go on, and give back in finally what was taken."
 
@@ -46,11 +46,9 @@ async def cancelled_load(subject: Subject) -> None:
         await subject.free(key)
     more = await more_than(before, subject.patience_s)
     expect(not more, f"A cancelled load left: {', '.join(more)}.", _HELD)
-    try:
+    with working("The next load", _HELD):
         async with provider.model(subject.model) as m:
             await subject.answer(m)
-    except Exception as error:
-        breach(f"The next load raised {type(error).__name__}: {error}", _HELD)
 
 
 async def _stopped(
@@ -130,10 +128,8 @@ async def _given_back(subject: Subject, key: ResourceKey) -> None:
 
 
 async def _next(subject: Subject, work: Any) -> None:
-    try:
+    with working("The next call", _HELD):
         await work
-    except Exception as error:
-        breach(f"The next call raised {type(error).__name__}: {error}", _HELD)
 
 
 CLAUSES = (cancelled_load, cancelled_generation, broken_off_stream)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 from unittest import SkipTest
 
 from nbproviders.authoring.provider import ModelProvider
@@ -53,6 +54,15 @@ def expect(kept: object, came: str, todo: str) -> None:
     """Raise a `Breach` unless a promise was kept."""
     if not kept:
         breach(came, todo)
+
+
+@contextmanager
+def working(call: str, todo: str) -> Iterator[None]:
+    """Raise a `Breach` if what a call of the provider does in the block raises anything."""
+    try:
+        yield
+    except Exception as error:  # the provider's code, which is what is asked about: it is told
+        breach(f"{call} raised {type(error).__name__}: {error}", todo)
 
 
 @dataclass
@@ -107,7 +117,7 @@ class Subject:
     def provider(self) -> ModelProvider:
         """Make the provider, of whatever `nbproviders.register_provider` takes."""
         thing = self.make()
-        if isinstance(thing, type) or (callable(thing) and not _is_made(thing)):
+        if makes(thing):
             thing = construct(thing, getattr(thing, "__name__", "provider").lower(), {})
         made = as_provider(thing, type(thing).__name__.lower())
         self.origins.add(made._origin)  # not itself: it may end with its last user
@@ -188,9 +198,10 @@ def _checked(secrets: object) -> tuple[str, ...]:
     )
 
 
-def _is_made(thing: object) -> bool:
-    """Whether it is a provider, and not what makes one."""
-    return any(hasattr(thing, method) for method in ("setup", "load_model"))
+def makes(thing: object) -> TypeGuard[Callable[..., Any]]:
+    """Whether it makes a provider, as a class or factory does, and is none itself."""
+    made = any(hasattr(thing, method) for method in ("setup", "load_model"))
+    return isinstance(thing, type) or (callable(thing) and not made)
 
 
 class Watch:

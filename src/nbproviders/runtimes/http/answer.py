@@ -201,17 +201,15 @@ async def at_the_edge(
     pool: Pool, call: Call, work: Awaitable[T], phase: str, deadline: Deadline
 ) -> T:
     """Await what the HTTP library does; its exceptions become ours, and keep none of its frames."""
+    import aiohttp
+
     failure: ProviderError
     try:
         with deadline:
             return await work
     except ProviderError:
         raise
-    except Exception as error:
-        import aiohttp
-
-        if not isinstance(error, aiohttp.ClientError | OSError | ValueError | RuntimeError):
-            raise
+    except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
         if pool.session.closed:
             failure = ClosedError(call.says("the wire was closed while it was in use."))
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from nbproviders.residency.entry import Progress
@@ -82,16 +83,16 @@ def load(
         temperature=_temperature(files[0]),
         notes=_notes(files[0], whole, wanted, offload),
     )
-    model = None
-    try:
+    with ExitStack() as undo:
+        undo.callback(loaded.free)
         model = LlamaCppModel(
             loaded, worker, settings, whole.limits, chat_format=options["chat_format"]
         )
+        undo.pop_all()
+        undo.callback(model.free)  # it frees what was loaded as well
         progress.report(total, total, "warming up")
         model.warm_up(whole.cache_bytes - whole.alone_bytes)
-    except BaseException:
-        (loaded.free if model is None else model.free)()
-        raise
+        undo.pop_all()
     return model
 
 

@@ -128,6 +128,7 @@ class Scheduler:
     def run(self, rows: Sequence[Row], more: Callable[[int], Sequence[Row]]) -> None:
         """Carry rows to their ends; `more` gives up to so many that have arrived since."""
         self.waiting.extend(rows)
+        ended = False
         try:
             while self.waiting or self.active:
                 self.abort.clear()  # first: who cancels after this sets it again
@@ -140,11 +141,10 @@ class Scheduler:
                 room = self.limits.sequences - len(self.active) - len(self.waiting)
                 if room > 0 and not self._alone():
                     self.waiting.extend(more(room))
-        except BaseException:
-            # What the context remembers is not sure any more.
-            self.close()
-            raise
+            ended = True
         finally:
+            if not ended:  # what the context remembers is not sure any more
+                self.close()
             self.waiting.clear()
             self.active.clear()
 
