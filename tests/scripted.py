@@ -25,8 +25,8 @@ from nbproviders.core.completion import UNPRICED, Cost, Finish, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.core.spec import ModelSpec, ResourceKey
-from nbproviders.residency.entry import Progress
 from nbproviders.residency.memory import Memory
+from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
 
 BOUND_S = 10.0  # no wait in a test is longer; it is reached only by a defect

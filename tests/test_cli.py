@@ -407,7 +407,7 @@ async def test_list_shows_kept_servers(own_places, capsys):
 @pytest.fixture
 def servers(own_places):
     """A function that keeps a stand-in running under a reference; nothing of them is left."""
-    from nbproviders.residency.entry import Progress
+    from nbproviders.residency.progress import Progress
     from nbproviders.runtimes.process import server
     from tests.runtimes.process.servers import healthy, nothing_left, program
 

@@ -16,7 +16,7 @@ from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Message, Messages, Request, as_request
 from nbproviders.core.spec import ModelSpec, ResourceKey
 from nbproviders.core.tokens import KnowsTokens, Score, Token
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 
 __all__ = [
     "BaseProvider",

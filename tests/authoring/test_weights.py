@@ -20,7 +20,7 @@ from nbproviders.errors import (
     ModelAccessError,
     ProviderError,
 )
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 
 
 class Answering:

@@ -26,7 +26,7 @@ from nbproviders.errors import (
     UnsupportedError,
 )
 from nbproviders.providers.ollama import OllamaProvider
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from tests.providers.hosted import OLLAMA, drained, run_page
 from tests.services.keys import FAKE
 from tests.services.ollama import SIZE_BYTES, OllamaServer

@@ -29,7 +29,7 @@ from nbproviders.errors import (
 )
 from nbproviders.providers.server_model import ServerModel
 from nbproviders.residency import residency
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import state
 from nbproviders.runtimes.process.keeping import answers, kept
 from tests.providers.serving import (

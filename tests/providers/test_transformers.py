@@ -350,7 +350,7 @@ def test_a_class_that_does_not_fit_is_told_by_the_load(tmp_path: Path) -> None:
 
 async def test_the_load_reports_bytes() -> None:
     """Progress reaches the bytes of the checkpoint."""
-    from nbproviders.residency.entry import Progress
+    from nbproviders.residency.progress import Progress
     from nbproviders.runtimes.threads import Worker
 
     provider = TransformersProvider()
@@ -363,7 +363,7 @@ async def test_the_load_reports_bytes() -> None:
 
 async def test_a_cancelled_load_stops_and_leaves_nothing(tmp_path: Path) -> None:
     """A load that nobody wants stops at its next tensor."""
-    from nbproviders.residency.entry import Progress
+    from nbproviders.residency.progress import Progress
     from nbproviders.runtimes.threads import Worker
 
     provider = TransformersProvider()

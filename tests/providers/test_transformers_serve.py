@@ -14,7 +14,7 @@ from nbproviders import cli, demo
 from nbproviders.errors import InvalidRequestError, ModelAccessError
 from nbproviders.providers.servers import Placed
 from nbproviders.providers.transformers_serve import TransformersServeProvider, _trained
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import state
 from nbproviders.runtimes.process.keeping import answers, kept
 from tests.providers.serving import Kernel, end_kept, logs, own_state, pids, records

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from nbproviders.errors import InsufficientMemoryError
-from nbproviders.residency.entry import Progress, State
+from nbproviders.residency.entry import State
 from nbproviders.residency.memory import Memory, Reading
+from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
 from tests.scripted import (
     Gate,

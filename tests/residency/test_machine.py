@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from nbproviders.core.model import Model
 from nbproviders.errors import InsufficientMemoryError, ProviderError
-from nbproviders.residency.entry import Lease, Progress, State
+from nbproviders.residency.entry import Lease, State
+from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
 from tests.scripted import Gate, ScriptedLoader, ScriptedModel, VirtualLoop, house, turns
 

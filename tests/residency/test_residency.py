@@ -11,7 +11,8 @@ import pytest
 from nbproviders.core import engine
 from nbproviders.errors import ClosedError, ForeignError, ModelAccessError, ProviderError
 from nbproviders.residency import residency as residencies
-from nbproviders.residency.entry import Progress, State, ledger
+from nbproviders.residency.entry import State, ledger
+from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
 from tests.scripted import (
     BOUND_S,

@@ -176,7 +176,7 @@ def hub() -> Iterator[Hub]:
 HEAD = """
 import json, sys, threading, time
 import nbproviders as nbp
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import downloads
 downloads._PAUSE_S = 0.01
 one_at_a_time = threading.Lock()

@@ -13,7 +13,7 @@ from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request
 from nbproviders.core.spec import ModelSpec, ResourceKey
 from nbproviders.errors import ProviderError
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.threads import Worker
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from nbproviders.core.model import Model
 from nbproviders.core.spec import ModelSpec, ResourceKey
 from nbproviders.errors import ProviderError, setup_failed
 from nbproviders.residency import residency as residencies
-from nbproviders.residency.entry import Loader, Progress
+from nbproviders.residency.entry import Loader
+from nbproviders.residency.progress import Progress
 
 _returning: contextvars.ContextVar[Client | None] = contextvars.ContextVar(
     "returning", default=None

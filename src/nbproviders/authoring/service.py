@@ -34,7 +34,7 @@ from nbproviders.errors import (
     TimeoutError,
     foreign,
 )
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.http.call import origin_of
 
 Answer = Callable[[Request], AsyncGenerator[str | Finish, None]]

@@ -15,7 +15,7 @@ from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey
 from nbproviders.core.turns import Turn
 from nbproviders.errors import ConfigurationError, ModelAccessError, ProviderError, foreign
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.checkpoints import is_local
 
 WEIGHTS_METHODS = ("load_model", "load_tokenizer", "validate_model_access", "get_provider_name")

@@ -15,7 +15,7 @@ from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.core.spec import ResourceKey
 from nbproviders.errors import ConfigurationError, InvalidRequestError, ServiceUnavailableError
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 
 CONTEXT_TOKENS = 4096
 

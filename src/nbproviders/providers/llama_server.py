@@ -11,7 +11,7 @@ from nbproviders.errors import ConfigurationError
 from nbproviders.providers.llamacpp import LlamaCppProvider
 from nbproviders.providers.servers import Placed, ServerProvider
 from nbproviders.providers.speakers import LlamaSpeaker
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.gguf.memory import footprint
 
 _FILE = ("quant", "revision")

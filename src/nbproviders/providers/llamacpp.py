@@ -17,7 +17,7 @@ from nbproviders.core.params import GenerationParams
 from nbproviders.core.spec import ResourceKey, canonical
 from nbproviders.errors import ConfigurationError, ModelAccessError
 from nbproviders.residency import residency
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import checkpoints, downloads, threads
 from nbproviders.runtimes.gguf.header import Header, read_files
 from nbproviders.runtimes.gguf.trial import ensure_loadable

@@ -29,8 +29,8 @@ from nbproviders.errors import (
     ProviderError,
     ServiceUnavailableError,
 )
-from nbproviders.residency.entry import Progress
 from nbproviders.residency.memory import size_text
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.ollama import answers, server
 from nbproviders.runtimes.ollama.answers import Answer
 from nbproviders.runtimes.ollama.failures import explained, how_to_get

@@ -13,7 +13,7 @@ from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.errors import ClosedError, ProviderError, ServiceUnavailableError
 from nbproviders.providers.speakers import Speaker
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import state
 from nbproviders.runtimes.process.server import ManagedServer
 

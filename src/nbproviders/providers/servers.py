@@ -27,7 +27,7 @@ from nbproviders.core.spec import ModelSpec, ResourceKey, canonical
 from nbproviders.errors import ConfigurationError, ServiceUnavailableError, foreign
 from nbproviders.providers.server_model import ServerModel
 from nbproviders.providers.speakers import Speaker
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import server as processes
 from nbproviders.runtimes.process.server import ManagedServer
 from nbproviders.runtimes.process.starting import Command

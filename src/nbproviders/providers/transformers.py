@@ -17,7 +17,7 @@ from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey, canonical
 from nbproviders.errors import ConfigurationError, InsufficientMemoryError, foreign
 from nbproviders.residency import residency
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import checkpoints, devices, hub, quantization, threads
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from nbproviders.errors import ConfigurationError
 from nbproviders.providers.servers import Placed, ServerProvider
 from nbproviders.providers.speakers import Speaker, TransformersSpeaker
 from nbproviders.providers.transformers import meant
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import checkpoints, hub
 
 _QUANTIZATIONS = ("bnb-4bit", "bnb-8bit")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,8 +11,8 @@ from typing import Protocol
 from nbproviders.core import engine
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ModelSpec, ResourceKey
-from nbproviders.errors import ClosedError
 from nbproviders.residency.memory import size_text
+from nbproviders.residency.progress import Progress
 
 
 class State(StrEnum):
@@ -26,45 +25,6 @@ class State(StrEnum):
     WARM = "warm"
     DRAINING = "draining"
     FAILED = "failed"
-
-
-class Progress:
-    """How far a load is. Written by the loading thread, read by anyone.
-
-    Attributes
-    ----------
-    phase
-        What is being done, in a word or two.
-    done_bytes, total_bytes
-        How far; the total is 0 while unknown.
-    """
-
-    def __init__(self) -> None:
-        self.phase = "starting"
-        self.done_bytes = 0
-        self.total_bytes = 0
-        self._stop = threading.Event()
-
-    def report(self, done_bytes: int, total_bytes: int = 0, phase: str = "") -> None:
-        """Say how far the load is; raises `ClosedError` if nobody wants it any more."""
-        self.done_bytes = done_bytes
-        self.total_bytes = total_bytes or self.total_bytes
-        self.phase = phase or self.phase
-        self.check()
-
-    def check(self) -> None:
-        """Raise `ClosedError` if nobody wants this load any more."""
-        if self._stop.is_set():
-            raise ClosedError("The load was cancelled.")
-
-    def cancel(self) -> None:
-        """Ask the loading thread to stop at its next report."""
-        self._stop.set()
-
-    @property
-    def fraction(self) -> float | None:
-        """Between 0 and 1; None while unknown."""
-        return min(self.done_bytes / self.total_bytes, 1.0) if self.total_bytes else None
 
 
 class Loader(Protocol):

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from nbproviders.errors import ConfigurationError, ModelAccessError, ProviderError, foreign
-from nbproviders.residency.entry import Progress
 from nbproviders.residency.memory import size_text
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import hub
 
 _CHUNK_BYTES = 1 << 18

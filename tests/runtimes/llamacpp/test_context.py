@@ -14,7 +14,7 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders.errors import ProviderError
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.gguf.header import read_files
 from nbproviders.runtimes.llamacpp import native
 from nbproviders.runtimes.llamacpp.context import Aborted, Context, Settings

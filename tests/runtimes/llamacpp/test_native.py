@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from nbproviders.errors import ClosedError, InsufficientMemoryError, ModelAccessError
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.llamacpp import native
 from nbproviders.runtimes.llamacpp.native import (
     Abort,
@@ -252,7 +252,7 @@ def test_the_interpreter_ends_while_a_model_loads(path: Path) -> None:
     script = """
 import sys, threading
 import nbproviders as nbp
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 begun, report = threading.Event(), Progress.report
 def slow(self, *arguments):
     begun.set()

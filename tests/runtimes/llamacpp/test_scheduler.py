@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.batching import Ticket
 from nbproviders.runtimes.llamacpp.native import library, load_weights
 from nbproviders.runtimes.llamacpp.scheduler import Active, Limits

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.llamacpp.native import library, load_weights
 from nbproviders.runtimes.llamacpp.vocabulary import _LONGEST_RUN, Vocabulary, _short_runs
 from tests.gguf_files import write_llama_gguf
@@ -102,7 +102,7 @@ def test_texts_longer_than_the_buffer(words: Vocabulary) -> None:
 LONG = """
 import sys
 from pathlib import Path
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.llamacpp.native import load_weights
 from nbproviders.runtimes.llamacpp.vocabulary import Vocabulary
 pointer, _ = load_weights(Path(sys.argv[1]), gpu_layers=0, total_bytes=1, progress=Progress())

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import server
 from tests.runtimes.process.servers import healthy, program
 

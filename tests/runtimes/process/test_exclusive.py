@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nbproviders.errors import ConfigurationError, ServiceUnavailableError, TimeoutError
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import server
 from tests.runtimes.process.servers import BOUND_S, healthy, left, program
 

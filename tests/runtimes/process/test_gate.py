@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import server
 from nbproviders.runtimes.process.server import ManagedServer
 from tests.runtimes.process.servers import BOUND_S, healthy, program

@@ -14,7 +14,7 @@ import pytest
 
 from nbproviders.core import engine
 from nbproviders.errors import ConfigurationError
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import channel, keeping, server, state
 from nbproviders.runtimes.process.keeping import kept
 from tests.runtimes.process.servers import files, healthy, program, soon

@@ -21,7 +21,7 @@ from nbproviders.errors import (
     ServiceUnavailableError,
     TimeoutError,
 )
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import server, state
 from nbproviders.runtimes.process.server import ManagedServer
 from nbproviders.runtimes.process.starting import Command

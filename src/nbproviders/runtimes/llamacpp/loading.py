@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.gguf.header import Header
 from nbproviders.runtimes.llamacpp import devices
 from nbproviders.runtimes.llamacpp.context import Settings

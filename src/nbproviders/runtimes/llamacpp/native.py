@@ -13,7 +13,7 @@ from typing import Any
 
 from nbproviders.core import engine
 from nbproviders.errors import InsufficientMemoryError, ModelAccessError
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 
 logger = logging.getLogger("nbproviders.llamacpp")
 

@@ -22,7 +22,7 @@ from nbproviders.errors import (
     ProviderError,
     fresh,
 )
-from nbproviders.residency.entry import Progress
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.process import keeping, locks, output, starting, state
 from nbproviders.runtimes.process.starting import Command, Order, Policy, Ready, Running
 
