@@ -17,6 +17,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from nbproviders.authoring.resident import ResidentProvider
@@ -25,9 +26,11 @@ from nbproviders.core.completion import UNPRICED, Cost, Finish, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.core.spec import ModelSpec, ResourceKey
-from nbproviders.residency.memory import Memory
+from nbproviders.residency.estimate import Estimate
+from nbproviders.residency.memory import HOST, Memory
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
+from nbproviders.residency.sleeping import Transfer
 
 BOUND_S = 10.0  # no wait in a test is longer; it is reached only by a defect
 
@@ -143,6 +146,49 @@ class ScriptedModel(Model):
             raise self._closing
 
 
+class SleepyModel(ScriptedModel):
+    """One that can sleep: it keeps a copy on the host if one was granted, else its files.
+
+    `failure` is raised by the next sleep or wake; each wake passes `gate`. What it says of itself is checked:
+    nobody puts it to sleep while it is used, and nobody uses it while it sleeps.
+    """
+
+    def __init__(self, memory_bytes: Mapping[str, int], gate: Gate | None = None) -> None:
+        super().__init__(memory_bytes=memory_bytes)
+        self.info = replace(self.info, can=frozenset({"sleep"}))
+        self.awake = True
+        self.gate = gate
+        self.sleeps = self.wakes = 0
+        self.upset: BaseException | None = None
+
+    def _raise(self) -> None:
+        upset, self.upset = self.upset, None
+        if upset is not None:
+            raise upset
+
+    async def sleep(self) -> Transfer:
+        assert self.awake
+        assert not self.closed
+        await asyncio.sleep(0)
+        self._raise()
+        self.awake = False
+        self.sleeps += 1
+        return Transfer({d: n for d, n in self.info.memory_bytes.items() if d == HOST})
+
+    async def wake(self, progress: Progress) -> Transfer:
+        assert not self.awake
+        assert not self.closed
+        if self.gate is not None:
+            await self.gate.passed()
+        progress.check()
+        self._raise()
+        self.awake = True
+        self.wakes += 1
+        held = self.info.memory_bytes
+        moved = sum(n for device, n in held.items() if device != HOST)
+        return Transfer(held, moved, "host copy" if HOST in held else "files")
+
+
 class PricedModel(Model):
     """Takes a price for each token, of a prompt that has one for each byte.
 
@@ -248,6 +294,31 @@ class ScriptedLoader:
         return last
 
 
+class SleepyLoader(ScriptedLoader):
+    """Loads models that can sleep, with a copy on the host where there is room for one."""
+
+    def __init__(self, name: str = "a", *, needs: int = 0, wish: bool = True, **named: Any) -> None:
+        super().__init__(name, needs=needs, **named)
+        self.wish = wish
+
+    async def estimate(self) -> Mapping[str, int]:
+        return Estimate(
+            weights=self.needs, optional={HOST: sum(self.needs.values())} if self.wish else {}
+        )
+
+    async def load(self, progress: Progress) -> Model:
+        copy = {HOST: progress.host_bytes} if progress.host_bytes else {}
+        self.make = lambda: SleepyModel({**self.needs, **copy})
+        return await super().load(progress)
+
+    @property
+    def sleeper(self) -> SleepyModel:
+        """What was loaded last."""
+        last = self.models[-1]
+        assert isinstance(last, SleepyModel)
+        return last
+
+
 class ScriptedProvider(ResidentProvider):
     """A provider whose every subclass counts its own loads; set `failure` or `hold` on the subclass."""
 
@@ -329,9 +400,11 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
-def house(limit: int | None = None) -> Residency:
+def house(limit: int | None = None, host: int | None = None) -> Residency:
     """An empty residency by this loop's time; ``gpu`` is the device that `limit` bounds."""
     budget = {} if limit is None else {"gpu": limit}
+    if host is not None:
+        budget[HOST] = host
     return Residency(Memory(budget), asyncio.get_running_loop().time)
 
 

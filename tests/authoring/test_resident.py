@@ -192,7 +192,7 @@ async def test_stop_during_a_load_leaves_nothing() -> None:
         await opening
     residency = residencies.default()
     while residency.residents():
-        await engine.default().call(residency._admission.changed)
+        await engine.default().call(residency.changed)
     assert Lab.models == []
     assert ends("nbproviders-stopped")
     Lab.hold = None
@@ -245,7 +245,7 @@ async def test_what_a_cancelled_load_made_is_closed() -> None:
     go_on.set()
     residency = residencies.default()
     while residency.residents():
-        await engine.default().call(residency._admission.changed)
+        await engine.default().call(residency.changed)
     assert [model.closed for model in made] == [1]
 
 
@@ -315,7 +315,7 @@ async def test_an_awaited_load_can_be_stopped() -> None:
     await happened(ended)
     residency = residencies.default()
     while residency.residents():
-        await engine.default().call(residency._admission.changed)
+        await engine.default().call(residency.changed)
 
 
 async def test_an_awaited_load_returns_a_model() -> None:

@@ -71,7 +71,7 @@ def provider(*arguments: object, name: str = "llama-server", **options: Any) -> 
 
 def served(m: Any) -> ServerModel:
     """Return what stands behind a client."""
-    models = [entry.model for entry in residency.default()._table.values()]
+    models = [entry.model for entry in residency.default().entries()]
     (found,) = [one for one in models if isinstance(one, ServerModel)]
     assert m.raw is found.raw
     return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nbproviders.render.memory import Residents
-from nbproviders.residency.entry import Resident, State
+from nbproviders.residency.entry import State
+from nbproviders.residency.residents import Resident
 
 
 def resident(**changes: object) -> Resident:

@@ -1,50 +1,101 @@
-"""Promises that hold in every order of events: a machine leases, uses, cancels, frees and lets time pass."""
+"""Promises that hold in every order of events: a machine leases, uses, cancels, has models sleep and wake,
+pins, frees and lets time pass.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nbproviders.core.model import Model
-from nbproviders.errors import InsufficientMemoryError, ProviderError
-from nbproviders.residency.entry import Lease, State
+from nbproviders.errors import (
+    InsufficientMemoryError,
+    InvalidRequestError,
+    ProviderError,
+    UnsupportedError,
+)
+from nbproviders.residency.entry import State
+from nbproviders.residency.estimate import Estimate
+from nbproviders.residency.lease import Lease
+from nbproviders.residency.memory import HOST
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
-from tests.scripted import Gate, ScriptedLoader, ScriptedModel, VirtualLoop, house, turns
+from nbproviders.residency.sleeping import Transfer
+from tests.scripted import (
+    Gate,
+    ScriptedLoader,
+    ScriptedModel,
+    SleepyModel,
+    VirtualLoop,
+    house,
+    turns,
+)
 
-BUDGET = 100
-NEEDS = {"a": 40, "b": 40, "c": 60, "d": 100, "e": 130}
-names = st.sampled_from(sorted(NEEDS))
+BUDGET, HOST_BUDGET = 100, 90
+NEEDS = {"a": 40, "b": 40, "c": 60, "d": 100, "e": 130, "f": 30}
+SLEEPERS = "abcf"  # of these, f takes no copy on the host
+names = st.sampled_from("aabbccffde")
+likely = st.sampled_from([True, True, True, True, False])
 
 
-class Loader(ScriptedLoader):
-    """Each load waits for a word of the machine; one that is told to stop may take its time."""
+class Words:
+    """What is under way here, each waiting for a word of the machine: whether it succeeds."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, needs=NEEDS[name])
+    def __init__(self) -> None:
         self.words: list[asyncio.Future[bool]] = []
-        self.alive: list[ScriptedModel] = []
 
-    async def load(self, progress: Progress) -> Model:
-        self.loads += 1
-        self.loading += 1
-        self.most_loading = max(self.loading, self.most_loading)
+    async def word(self, what: str) -> None:
         word: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.words.append(word)
         try:
             if not await asyncio.shield(word):
-                raise OSError("this load fails")
+                raise OSError(f"this {what} fails")
         except asyncio.CancelledError:
             await asyncio.wait({word})  # a thread that notices late
             raise
         finally:
             self.words.remove(word)
+
+
+class Sleepy(SleepyModel):
+    """Each wake waits for a word."""
+
+    def __init__(self, memory_bytes: Mapping[str, int], words: Words) -> None:
+        super().__init__(memory_bytes)
+        self._words = words
+
+    async def wake(self, progress: Progress) -> Transfer:
+        await self._words.word("wake")
+        return await super().wake(progress)
+
+
+class Loader(ScriptedLoader):
+    """Each load waits for a word of the machine; one that is told to stop may take its time."""
+
+    def __init__(self, name: str, words: Words) -> None:
+        super().__init__(name, needs=NEEDS[name])
+        self.name, self._words = name, words
+        self.alive: list[ScriptedModel] = []
+
+    async def estimate(self) -> Mapping[str, int]:
+        copy = {HOST: NEEDS[self.name]} if self.name in "abc" else {}
+        return Estimate(weights=self.needs, optional=copy)
+
+    async def load(self, progress: Progress) -> Model:
+        self.loads += 1
+        self.loading += 1
+        self.most_loading = max(self.loading, self.most_loading)
+        try:
+            await self._words.word("load")
+        finally:
             self.loading -= 1
-        model = ScriptedModel(memory_bytes=self.needs)
+        held = {**self.needs, **({HOST: progress.host_bytes} if progress.host_bytes else {})}
+        sleeps = self.name in SLEEPERS
+        model = Sleepy(held, self._words) if sleeps else ScriptedModel(memory_bytes=held)
         self.alive.append(model)
         return model
 
@@ -65,6 +116,12 @@ class Operation:
                 await self.gate.passed()
             finally:
                 self.inside = None
+                assert is_awake(model)
+
+
+def is_awake(model: Model) -> bool:
+    assert isinstance(model, ScriptedModel)
+    return not model.closed and getattr(model, "awake", True)
 
 
 class ResidencyMachine(RuleBasedStateMachine):
@@ -77,6 +134,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.leases: list[Lease] = []
         self.operations: list[tuple[asyncio.Task[None], Operation]] = []
         self.unloading: list[asyncio.Task[int]] = []
+        self.groups: list[tuple[asyncio.Task[list[Lease]], int]] = []
+        self.others: list[asyncio.Task[Any]] = []
         self.granted = self.released = 0
         self.forced = False
 
@@ -101,20 +160,35 @@ class ResidencyMachine(RuleBasedStateMachine):
         for free in [task for task in self.unloading if task.done()]:
             self.unloading.remove(free)
             assert free.result() >= 0
+        for group in [group for group in self.groups if group[0].done()]:
+            self.groups.remove(group)
+            task, size = group
+            if not task.cancelled() and task.exception() is None:
+                assert len(task.result()) == size
+                self.leases += task.result()
+                self.granted += size
+            elif not task.cancelled():
+                self.is_excused(task.exception())
+        for other in [task for task in self.others if task.done()]:
+            self.others.remove(other)
+            if not other.cancelled() and other.exception() is not None:
+                self.is_excused(other.exception())
 
     def is_excused(self, error: BaseException | None) -> None:
         """Nobody is refused without a cause: no room, a load that fails, or force."""
         assert isinstance(error, ProviderError)
-        failed = "this load fails" in error.message
+        failed = "this load fails" in error.message or "this wake fails" in error.message
+        failed = failed or isinstance(error, (UnsupportedError, InvalidRequestError))
         assert failed or isinstance(error, InsufficientMemoryError) or self.forced, error
 
     @initialize()
     def begin(self) -> None:
         async def make() -> None:
-            self.home = house(BUDGET)
+            self.home = house(BUDGET, HOST_BUDGET)
 
         self.runner.run(make())
-        self.loaders = {name: Loader(name) for name in NEEDS}
+        self.words = Words()
+        self.loaders = {name: Loader(name, self.words) for name in NEEDS}
 
     def start(self, work: Any) -> Any:
         return self.runner.get_loop().create_task(work)
@@ -139,13 +213,57 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.operations.append((self.start(operation.run()), operation))
         self.step()
 
-    @precondition(lambda self: any(loader.words for loader in self.loaders.values()))
-    @rule(data=st.data(), succeeds=st.booleans())
-    def let_a_load_end(self, data: st.DataObject, succeeds: bool) -> None:
-        words = [word for loader in self.loaders.values() for word in loader.words]
+    @rule(wanted=st.lists(names, min_size=1, max_size=3))
+    def lease_together(self, wanted: list[str]) -> None:
+        loaders = [self.loaders[name] for name in wanted]
+        self.groups.append((self.start(self.home.lease_all(loaders)), len(wanted)))
+        self.step()
+
+    @precondition(lambda self: self.groups)
+    @rule(data=st.data())
+    def cancel_a_group(self, data: st.DataObject) -> None:
+        self.groups[data.draw(st.integers(0, len(self.groups) - 1))][0].cancel()
+        self.step()
+
+    @rule(name=names)
+    def sleep_by_hand(self, name: str) -> None:
+        entry = self.home.find(self.loaders[name].key)
+        if entry is not None and entry.state is State.HOT:
+            self.others.append(self.start(self.home.sleep(entry)))
+        self.step()
+
+    @rule(name=names)
+    def pin(self, name: str) -> None:
+        self.others.append(self.start(self.home.pin(self.loaders[name])))
+        self.step()
+
+    @rule(name=names)
+    def unpin(self, name: str) -> None:
+        entry = self.home.find(self.loaders[name].key)
+        if entry is not None:
+            self.home.unpin(entry)
+        self.step()
+
+    @rule(name=names, keep_s=st.sampled_from([None, 5.0, 100.0]))
+    def keep(self, name: str, keep_s: float | None) -> None:
+        self.home.memory.set_keep(keep_s)
+        self.step()
+
+    @precondition(lambda self: self.words.words)
+    @rule(data=st.data(), succeeds=likely)
+    def let_a_load_or_wake_end(self, data: st.DataObject, succeeds: bool) -> None:
+        words = self.words.words
         word = words[data.draw(st.integers(0, len(words) - 1))]
         if not word.done():
             word.set_result(succeeds)
+        self.step()
+
+    @precondition(lambda self: self.words.words)
+    @rule()
+    def let_all_of_them_end(self) -> None:
+        for word in self.words.words:
+            if not word.done():
+                word.set_result(True)
         self.step()
 
     @precondition(lambda self: self.operations)
@@ -162,10 +280,9 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(data=st.data(), turns_before=st.integers(0, 3))
     def cancel_a_waiter(self, data: st.DataObject, turns_before: int) -> None:
         task = self.asking[data.draw(st.integers(0, len(self.asking) - 1))]
-        for loader in self.loaders.values():
-            for word in loader.words:
-                if not word.done() and turns_before:
-                    word.set_result(True)
+        for word in self.words.words:
+            if not word.done() and turns_before:
+                word.set_result(True)
 
         async def cancel() -> None:
             await turns(turns_before)
@@ -202,8 +319,8 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @invariant()
     def charges_stay_within_the_budget(self) -> None:
-        charged = sum(sum(one.bytes.values()) for one in self.home.residents())
-        assert charged <= BUDGET
+        for device, most in (("gpu", BUDGET), (HOST, HOST_BUDGET)):
+            assert sum(one.bytes.get(device, 0) for one in self.home.residents()) <= most
 
     @invariant()
     def what_is_alive_is_charged(self) -> None:
@@ -211,19 +328,37 @@ class ResidencyMachine(RuleBasedStateMachine):
             name: [model for model in loader.alive if not model.closed]
             for name, loader in self.loaders.items()
         }
-        assert sum(NEEDS[name] * len(models) for name, models in alive.items()) <= BUDGET
         for name, models in alive.items():
-            known = [e.model for e in self.home.entries() if e.key == self.loaders[name].key]
-            assert all(model in known for model in models)
+            known = [e for e in self.home.entries() if e.key == self.loaders[name].key]
+            assert all(model in [entry.model for entry in known] for model in models)
+            on_device = NEEDS[name] * sum(is_awake(model) for model in models)
+            assert on_device <= sum(entry.charges.get("gpu", 0) for entry in known)
+
+    @invariant()
+    def who_is_asleep_says_so(self) -> None:
+        for entry in self.home.entries():
+            if entry.state is State.HOT:
+                assert entry.model is not None
+                assert is_awake(entry.model)
+            if entry.state is State.WARM:
+                assert entry.model is not None
+                assert not is_awake(entry.model)
+                assert set(entry.charges) <= {HOST}
+
+    @invariant()
+    def what_is_pinned_stays(self) -> None:
+        for entry in self.home.entries():
+            assert not entry.pinned or entry.state in (State.HOT, State.DRAINING)
 
     @invariant()
     def a_hard_lease_implies_the_model(self) -> None:
         for _, operation in self.operations:
             if operation.inside is not None:
-                assert isinstance(operation.inside, ScriptedModel)
-                assert operation.inside.closed == 0
+                assert is_awake(operation.inside)
         inside = sum(operation.inside is not None for _, operation in self.operations)
-        assert sum(entry.hard for entry in self.home.entries()) == inside
+        # A group's leases are granted one by one, and are soft only when all have come.
+        hard = sum(entry.hard for entry in self.home.entries())
+        assert inside <= hard <= inside + sum(size for _, size in self.groups)
 
     @invariant()
     def one_load_at_a_time_for_a_key(self) -> None:
@@ -247,6 +382,8 @@ class ResidencyMachine(RuleBasedStateMachine):
     def _everything_ends(self) -> None:
         if not hasattr(self, "home"):
             return
+        for entry in self.home.entries():
+            self.home.unpin(entry)
         for lease in self.leases:
             lease.release()
 
@@ -254,17 +391,16 @@ class ResidencyMachine(RuleBasedStateMachine):
             for _ in range(40):
                 for _, operation in self.operations:
                     operation.gate.open()
-                for loader in self.loaders.values():
-                    for word in loader.words:
-                        if not word.done():
-                            word.set_result(True)
+                for word in self.words.words:
+                    if not word.done():
+                        word.set_result(True)
                 await turns()
                 await asyncio.sleep(2)
 
         self.step(end())
         for lease in self.leases:
             lease.release()
-        assert self.asking == self.operations == self.unloading == []
+        assert self.asking == self.operations == self.unloading == self.groups == self.others == []
         self.step(self.home.unload(lambda _: True))
         assert self.home.residents() == []
         assert all(self.home.handles(loader.key) == 0 for loader in self.loaders.values())
@@ -273,8 +409,8 @@ class ResidencyMachine(RuleBasedStateMachine):
 
 
 ResidencyMachine.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=25,
+    max_examples=700,
+    stateful_step_count=32,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -11,9 +11,10 @@ import pytest
 from nbproviders.core import engine
 from nbproviders.errors import ClosedError, ForeignError, ModelAccessError, ProviderError
 from nbproviders.residency import residency as residencies
-from nbproviders.residency.entry import State, ledger
+from nbproviders.residency.entry import State
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
+from nbproviders.residency.residents import held_text
 from tests.scripted import (
     BOUND_S,
     Gate,
@@ -469,9 +470,9 @@ async def test_residents_tell_what_is_there() -> None:
     )
     assert one.idle_s == pytest.approx(7)
     assert one.progress is None
-    assert "scripted:a: gpu 30 B (hot, 0 running, 1 open)" in ledger([one])
+    assert "scripted:a: gpu 30 B (hot, 0 running, 1 open)" in held_text([one])
     lease.release()
-    assert ledger([]) == "Nothing is in memory."
+    assert held_text([]) == "Nothing is in memory."
 
 
 def test_progress() -> None:

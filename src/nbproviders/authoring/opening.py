@@ -17,8 +17,9 @@ from nbproviders.core import engine
 from nbproviders.core.client import Client, SyncClient
 from nbproviders.core.params import GenerationParams
 from nbproviders.errors import ClosedError
-from nbproviders.residency import residency as residencies
-from nbproviders.residency.entry import Lease, Loader
+from nbproviders.residency import lease as leases, residency as residencies
+from nbproviders.residency.entry import Loader
+from nbproviders.residency.lease import Lease
 from nbproviders.residency.leased import LeasedModel
 from nbproviders.residency.memory import size_text
 
@@ -73,7 +74,8 @@ class Opened:
         __tracebackhide__ = True
         lease = self._residency.lease_now(self.loader)
         if lease is None:
-            lease = await _shown(self.loader, self._lease)
+            opened_in = leases.here()
+            lease = await _shown(self.loader, lambda: self._residency.lease(self.loader, opened_in))
         return Client(self.model, lease.release, self._reopen)
 
     def client_now(self, timeout_s: float | None = None) -> SyncClient:
@@ -81,11 +83,12 @@ class Opened:
         __tracebackhide__ = True
         lease = self._residency.lease_now(self.loader)
         if lease is None:
-            lease = engine.default().wait(self._lease, timeout_s)
+            opened_in = leases.here()
+            lease = engine.default().wait(
+                lambda: self._residency.lease(self.loader, opened_in), timeout_s
+            )
         return SyncClient(self.model, lease.release, self._reopen)
 
-    async def _lease(self) -> Lease:
-        return await self._residency.lease(self.loader)
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -6,9 +6,9 @@ import html
 import time
 from collections.abc import Sequence
 
-from nbproviders.residency.entry import Resident
 from nbproviders.residency.events import Event
 from nbproviders.residency.memory import size_text
+from nbproviders.residency.residents import Resident
 
 _STYLE = "text-align:left;padding:2px 10px 2px 0;font-variant-numeric:tabular-nums"
 

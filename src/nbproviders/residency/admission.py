@@ -1,154 +1,334 @@
-"""Letting a load in: find room, evict, wait for busy models, or say that it cannot fit."""
+"""Letting models in: find room, have others sleep or leave, wait for busy ones, or say that it cannot fit."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from nbproviders.core.model import Model
 from nbproviders.errors import InsufficientMemoryError, ProviderError
-from nbproviders.residency.entry import Entry, Loader, State, ledger
-from nbproviders.residency.memory import size_text
-from nbproviders.residency.plan import Plan, Seat, plan
-
-if TYPE_CHECKING:
-    from nbproviders.residency.residency import Residency
+from nbproviders.residency.entry import Entry, State
+from nbproviders.residency.events import Record
+from nbproviders.residency.memory import HOST, Memory, size_text
+from nbproviders.residency.plan import MoveKind, Plan, Seat, plan
+from nbproviders.residency.residents import held_text
+from nbproviders.residency.seats import seat
+from nbproviders.residency.table import Table
 
 WAIT_S = 60.0
-_RECHECK_S = 0.5
+RECHECK_S = 0.5
+# How long one waits before models that are used without a break have to make a break.
+PATIENCE_S = 5.0
+# How long the break may last: who uses a model from within its own use would wait for himself.
+BREAK_S = 10.0
+# How many may go before one who waits, because they are small enough for what is free.
+MOST_OVERTAKEN = 8
+# Two kinds of charge that the same memory pays.
+OUTSIDE = (State.COLD, State.WARM, State.WAITING)  # nothing is reserved yet for what it will need
+_SAME_MEMORY = {"cpu": HOST, HOST: "cpu"}
 
 
-class Admission:
-    """The queue before memory. Lives on the engine's loop; the table is the residency's."""
+class Changes:
+    """Tells those who wait that something was given back. Lives on the engine's loop."""
 
-    def __init__(self, residency: Residency) -> None:
-        self._residency = residency
+    def __init__(self) -> None:
         self._event: asyncio.Event | None = None
-        self._turn: asyncio.Lock | None = None
-        self.wait_s = WAIT_S
 
-    def wake(self) -> None:
-        """Tell those who wait that something was given back."""
+    def tell(self) -> None:
+        """Wake all who wait."""
         if self._event is not None:
             self._event.set()
             self._event = None
 
-    async def changed(self) -> None:
+    async def wait(self) -> None:
         """Wait until something was given back, half a second at most."""
         if self._event is None:
             self._event = asyncio.Event()
         try:
             # Free memory can change without us: other programs come and go.
-            await asyncio.wait_for(self._event.wait(), _RECHECK_S)
+            await asyncio.wait_for(self._event.wait(), RECHECK_S)
         except TimeoutError:
             return
 
-    async def load(self, entry: Entry, loader: Loader) -> Model:
-        """Find room for a model and load it; once more after an eviction if memory ran out."""
-        entry.progress.phase = "measuring"
-        charges = dict(await loader.estimate())
-        await self._admit(entry, charges)
-        entry.state = State.LOADING
-        try:
-            return await loader.load(entry.progress)
-        except InsufficientMemoryError:
-            if not await self._evict_idle(entry):
-                raise
-        return await loader.load(entry.progress)
 
-    async def _admit(self, entry: Entry, charges: Mapping[str, int]) -> None:
-        if self._reserve(entry, charges):
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A model that is to come in.
+
+    Attributes
+    ----------
+    entry
+        Its record.
+    need
+        Bytes on each device once it can compute, with what it holds already.
+    reserve
+        What of them is only taken while it computes.
+    optional
+        Bytes that it would like, and does without.
+    """
+
+    entry: Entry
+    need: Mapping[str, int]
+    reserve: Mapping[str, int] = field(default_factory=dict)
+    optional: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def now(self) -> Mapping[str, int]:
+        """What it needs, or what was reserved for it meanwhile by somebody else who asked for it."""
+        return self.need if self.entry.state in OUTSIDE else self.entry.charges
+
+
+@dataclass
+class _Head:
+    """Who waits first in the queue."""
+
+    wants: Sequence[Want]
+    since_s: float
+    overtaken: int = 0
+    asked: list[Entry] = field(default_factory=list)
+
+
+class Admission:
+    """The queue before memory. Lives on the engine's loop.
+
+    Parameters
+    ----------
+    table, memory, record
+        The residency's.
+    make
+        Has an entry make a planned move; returns when it is made, or is no longer possible.
+    go_on
+        Lets those go on who wait for an entry that is in memory.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        memory: Memory,
+        record: Record,
+        make: Callable[[Entry, MoveKind], Awaitable[object]],
+        go_on: Callable[[Entry], object],
+    ) -> None:
+        self._table, self._memory, self._record = table, memory, record
+        self._make, self._go_on = make, go_on
+        self._turn: asyncio.Lock | None = None
+        self._head: _Head | None = None
+        self.changes = Changes()
+        self.wait_s = WAIT_S
+
+    async def admit(self, wants: Sequence[Want]) -> None:
+        """Charge all of them or none, once there is room.
+
+        Raises
+        ------
+        InsufficientMemoryError
+            At once if waiting would be in vain; else after `wait_s`.
+        """
+        if self._may_overtake(wants) and self._reserve(wants):
             return
-        entry.state = State.WAITING
-        entry.progress.phase = "waiting for memory"
+        for want in wants:
+            if want.entry.state in OUTSIDE:
+                want.entry.state = State.WAITING
+                want.entry.progress.phase = "waiting for memory"
         if self._turn is None:
             self._turn = asyncio.Lock()
         async with self._turn:
-            until_s = self._residency.now_s() + self.wait_s
-            while not self._reserve(entry, charges):
-                decided = self._plan(entry, charges)
-                if decided.verdict == "fits":
-                    await self._evict(decided.victims)
-                elif decided.verdict == "never" or self._residency.now_s() >= until_s:
-                    raise self._refusal(entry, charges, decided)
-                else:
-                    self._residency.record("waiting", entry, "for running models to end")
-                    await self.changed()
+            self._head = head = _Head(wants, self._table.now_s())
+            try:
+                await self._wait(head)
+            finally:
+                self._head = None
+                self._end_break(head)
 
-    def _reserve(self, entry: Entry, charges: Mapping[str, int]) -> bool:
-        others = [e for e in self._residency.entries() if e is not entry]
-        limits = self._limits(others, charges)
+    def _may_overtake(self, wants: Sequence[Want]) -> bool:
+        if self._head is None:
+            return True
+        if any(want.entry.yielding for want in wants):  # its room was made for the one who waits
+            return False
+        self._head.overtaken += 1
+        return self._head.overtaken <= MOST_OVERTAKEN
 
-        def fits() -> bool:
-            return all(
-                sum(e.charges.get(device, 0) for e in others) + need <= limits[device]
-                for device, need in charges.items()
-                if device in limits and need
-            )
+    async def _wait(self, head: _Head) -> None:
+        told = False
+        while not self._reserve(head.wants):
+            decided = self._plan(head.wants)
+            if decided.verdict == "fits":
+                await self._make_room(decided)
+                continue
+            waited_s = self._table.now_s() - head.since_s
+            if decided.verdict == "never" or waited_s >= self.wait_s:
+                raise self._refusal(head.wants, decided)
+            if not told:
+                for want in head.wants:
+                    self._record.add(
+                        "waiting", want.entry.spec.text, 0, "for running models to end"
+                    )
+                told = True
+            if waited_s >= PATIENCE_S + BREAK_S:
+                self._end_break(head)
+            elif waited_s >= PATIENCE_S:
+                self._begin_break(head)
+            await self.changes.wait()
 
-        return self._residency.reserve(entry, charges, fits)
+    async def _make_room(self, decided: Plan) -> None:
+        entries = {entry.key.digest: entry for entry in self._table.all()}
+        for name, kind in decided.moves:
+            entry = entries.get(name)
+            # Looked at again: the plan is a moment old, and a model in use never leaves.
+            if entry is not None and entry.idle:
+                await self._make(entry, kind)
+        await asyncio.sleep(0)  # free memory may be less than it was when this was planned
 
-    def _limits(self, others: list[Entry], charges: Mapping[str, int]) -> dict[str, int]:
+    # Breaks: a model that is used without end gives way to one that waits
+
+    def _begin_break(self, head: _Head) -> None:
+        busy = self._plan(head.wants, as_if_idle=True)
+        names = {name for name, _ in busy.moves}
+        for entry in self._table.all():
+            if entry.key.digest in names and entry.hard and not entry.yielding:
+                entry.yielding = True
+                head.asked.append(entry)
+
+    def _end_break(self, head: _Head) -> None:
+        for entry in head.asked:
+            entry.yielding = False
+            self._go_on(entry)
+        head.asked.clear()
+
+    # What fits
+
+    def _reserve(self, wants: Sequence[Want]) -> bool:
+        """Charge what is wanted if it fits, in one step under the lock."""
+        others = self._others(wants)
+        limits = self._limits([want.now for want in wants])
+        with self._table.lock:
+            needed = _total([*(e.charges for e in others), *(want.now for want in wants)])
+            if any(needed.get(device, 0) > limit for device, limit in limits.items()):
+                return False
+            for want in wants:
+                if want.entry.state in OUTSIDE:
+                    want.entry.charges = dict(want.need)
+                    want.entry.reserve = dict(want.reserve)
+        return True
+
+    def _add(self, want: Want) -> bool:
+        """Charge what a model would like besides, if it fits as things are."""
+        limits = self._limits([want.optional])
+        entries = self._table.all()
+        with self._table.lock:
+            needed = _total([*(entry.charges for entry in entries), want.optional])
+            if any(needed[device] > limit for device, limit in limits.items()):
+                return False
+            want.entry.charges = _total([want.entry.charges, want.optional])
+        return True
+
+    async def reserve_optional(self, want: Want) -> Mapping[str, int]:
+        """Charge what a model would like besides, if there is room once sleeping models left; return it."""
+        if not want.optional:
+            return {}
+        if not self._add(want):
+            decided = self._plan_for(want.optional, self._seats([], only=State.WARM))
+            if decided.verdict != "fits":
+                return {}
+            await self._make_room(decided)
+            if not self._add(want):
+                return {}
+        return want.optional
+
+    def over(self) -> Sequence[tuple[Entry, MoveKind]]:
+        """Return the moves that bring charges back within their limits, where loads took more than told."""
+        entries = {entry.key.digest: entry for entry in self._table.all()}
+        charges = _total([entry.charges for entry in entries.values()])
+        limits = self._limits([charges])
+        excess = {d: charges[d] - limit for d, limit in limits.items() if charges[d] > limit}
+        if not excess:
+            return ()
+        decided = plan(self._seats(()), dict.fromkeys(excess, 1), _less_one(limits))
+        return [(entries[name], kind) for name, kind in decided.moves]
+
+    def _others(self, wants: Sequence[Want]) -> list[Entry]:
+        wanted = {id(want.entry) for want in wants}
+        return [entry for entry in self._table.all() if id(entry) not in wanted]
+
+    def _limits(self, needs: Sequence[Mapping[str, int]]) -> dict[str, int]:
+        """Return the most that all entries may be charged on each device that is needed."""
+        entries = self._table.all()
         limits = {}
-        for device in charges:
-            taken = sum(_taken(e, device) for e in others)
-            limit = self._residency.memory.limit(device, taken)
+        for device in {device for need in needs for device, count in need.items() if count}:
+            taken = sum(entry.taken(device) for entry in entries)
+            sibling = _SAME_MEMORY.get(device, "")
+            pending = sum(e.charges.get(sibling, 0) - e.taken(sibling) for e in entries)
+            limit = self._memory.limit(device, taken, pending)
             if limit is not None:
                 limits[device] = limit
         return limits
 
-    def _plan(self, entry: Entry, charges: Mapping[str, int]) -> Plan:
-        others = [e for e in self._residency.entries() if e is not entry]
-        now_s = self._residency.now_s()
-        seats = [
-            Seat(
-                name=e.key.digest,
-                charges=e.charges,
-                busy=e.hard > 0 or e.state is not State.HOT,
-                open_handles=self._residency.handles(e.key),
-                idle_s=max(now_s - e.last_used_s, 0.0),
-                uses=e.uses,
-                reload_s=e.load_s,
-            )
-            for e in others
+    def _plan(self, wants: Sequence[Want], *, as_if_idle: bool = False) -> Plan:
+        need = _total([want.now for want in wants])
+        return self._plan_for(need, self._seats(wants, as_if_idle=as_if_idle))
+
+    def _plan_for(self, need: Mapping[str, int], seats: Sequence[Seat]) -> Plan:
+        return plan(seats, need, self._limits([need]))
+
+    def _seats(
+        self, wants: Sequence[Want], *, as_if_idle: bool = False, only: State | None = None
+    ) -> list[Seat]:
+        return [
+            seat(entry, self._table, as_if_idle=as_if_idle, only=only)
+            for entry in self._others(wants)
         ]
-        return plan(seats, charges, self._limits(others, charges))
 
-    async def _evict(self, victims: tuple[str, ...]) -> None:
-        for entry in self._residency.entries():
-            # Checked again: the plan is a moment old, and a model in use never leaves.
-            if entry.key.digest in victims and entry.hard == 0 and entry.state is State.HOT:
-                await self._residency.free(entry, "evicted")
+    async def evict_idle(self, entry: Entry) -> bool:
+        """Have all idle models leave the devices of one that ran out of memory; False if none did."""
+        mine = {device for device, count in entry.charges.items() if count} - {HOST}
+        there = [e for e in self._table.all() if e is not entry and e.idle]
+        rivals = [e for e in there if e.state is State.HOT and (not mine or mine & set(e.charges))]
+        for other in rivals:
+            await self._make(other, "sleep" if other.sleeper is not None else "free")
+        return bool(rivals)
 
-    async def _evict_idle(self, entry: Entry) -> bool:
-        idle = [
-            e
-            for e in self._residency.entries()
-            if e is not entry and e.hard == 0 and e.state is State.HOT
-        ]
-        for other in idle:
-            await self._residency.free(other, "evicted")
-        return bool(idle)
+    def refused(self, entry: Entry, error: InsufficientMemoryError) -> ProviderError:
+        """Return an out-of-memory error of a device with the table of who holds what."""
+        others = [r for r in self._table.residents() if r.key != entry.key.digest]
+        return InsufficientMemoryError(
+            f"{error.message}\n{held_text(others)}", hint=error.hint or _HINT
+        )
 
-    def _refusal(self, entry: Entry, charges: Mapping[str, int], decided: Plan) -> ProviderError:
-        wanted = ", ".join(f"{size_text(n)} on {d}" for d, n in charges.items())
-        short = ", ".join(f"{size_text(n)} on {d}" for d, n in decided.short.items())
-        others = [r for r in self._residency.residents() if r.key != entry.key.digest]
+    def _refusal(self, wants: Sequence[Want], decided: Plan) -> ProviderError:
+        keys = {want.entry.key.digest for want in wants}
+        others = [r for r in self._table.residents() if r.key not in keys]
+        names = " and ".join(str(want.entry.spec) for want in wants)
         why = (
             "models that are running did not end in time"
             if decided.verdict == "wait"
             else "that is more than the budget"
         )
         return InsufficientMemoryError(
-            f"{entry.spec} needs {wanted}, {short} too much: {why}.\n{ledger(others)}",
-            hint="Unload something (nbp.unload_all()), choose a smaller model or dtype, or raise "
-            "NBPROVIDERS_BUDGET.",
+            f"{names} {'need' if len(wants) > 1 else 'needs'} "
+            f"{_sizes(_total([want.now for want in wants]))}, {_sizes(decided.short)} too much: "
+            f"{why}.\n{held_text(others)}",
+            hint=_HINT,
         )
 
 
-def _taken(entry: Entry, device: str) -> int:
-    """Return the bytes that a charge has really taken by now, and that free memory no longer shows."""
-    charge = entry.charges.get(device, 0)
-    loading = entry.state in (State.COLD, State.WAITING, State.LOADING)
-    return min(charge, entry.progress.done_bytes) if loading else charge
+_HINT = (
+    "Unload something (nbp.unload_all()), choose a smaller model or dtype, or raise "
+    "NBPROVIDERS_BUDGET."
+)
+
+
+def _sizes(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{size_text(n)} on {device}" for device, n in counts.items() if n)
+
+
+def _total(charges: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in charges:
+        for device, count in each.items():
+            total[device] = total.get(device, 0) + count
+    return total
+
+
+def _less_one(limits: Mapping[str, int]) -> dict[str, int]:
+    # The planner makes room for something: a byte more than there is room for is too much.
+    return {device: limit + 1 for device, limit in limits.items()}

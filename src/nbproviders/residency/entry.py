@@ -1,28 +1,32 @@
-"""One model on its way into memory, in it, or on its way out; and what loads it."""
+"""One model on its way into memory, in it, asleep, or on its way out; and what loads it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from nbproviders.core import engine
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ModelSpec, ResourceKey
-from nbproviders.residency.memory import size_text
 from nbproviders.residency.progress import Progress
+from nbproviders.residency.sleeping import Sleeps
 
 
 class State(StrEnum):
-    """Where a model is."""
+    """Where a model is.
+
+    Hot: ready to compute. Warm: asleep, its weights on the host or in its files, the rest of it in memory.
+    Draining: on its way out of the device, by sleep or for good.
+    """
 
     COLD = "cold"
     WAITING = "waiting"
     LOADING = "loading"
     HOT = "hot"
     WARM = "warm"
+    WAKING = "waking"
     DRAINING = "draining"
     FAILED = "failed"
 
@@ -39,7 +43,7 @@ class Loader(Protocol):
         """What is loaded."""
 
     async def estimate(self) -> Mapping[str, int]:
-        """Return the bytes it will take on each device, before loading."""
+        """Return the bytes it will take on each device, before loading; better an `Estimate`."""
 
     async def load(self, progress: Progress) -> Model:
         """Load it, on the engine's loop; long work goes to a thread of its own."""
@@ -47,24 +51,55 @@ class Loader(Protocol):
 
 @dataclass(eq=False)
 class Entry:
-    """The mutable record of one key in the residency's table; guarded by the table's lock."""
+    """The mutable record of one key in the residency's table; guarded by the table's lock.
+
+    Attributes
+    ----------
+    charges
+        Bytes that are spoken for on each device, taken or not.
+    held
+        What of them stays while it sleeps.
+    reserve
+        What of them is only taken while it computes.
+    optional
+        Bytes that it would like besides, for a copy on the host.
+    awake
+        Its charges when it could compute the last time.
+    admitted
+        Whether there is room for it already, by a reservation for several.
+    hard
+        Hard leases: operations under way, and waiters that were granted the model.
+    moving
+        The task that loads it, wakes it or puts it to sleep; one at a time.
+    yielding
+        Operations that have not begun wait, so that somebody who waits for memory has a turn.
+    """
 
     key: ResourceKey
     spec: ModelSpec
+    loader: Loader
     created_s: float
     state: State = State.COLD
     model: Model | None = None
     charges: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    reserve: dict[str, int] = field(default_factory=dict)
+    optional: dict[str, int] = field(default_factory=dict)
+    awake: dict[str, int] = field(default_factory=dict)
+    admitted: bool = False
     hard: int = 0
+    pinned: bool = False
+    yielding: bool = False
     specs: set[str] = field(default_factory=set)
     waiters: list[asyncio.Future[Model]] = field(default_factory=list)
     running: set[asyncio.Task[object]] = field(default_factory=set)
-    loading: asyncio.Task[None] | None = None
+    moving: asyncio.Task[None] | None = None
     freeing: asyncio.Task[None] | None = None
     progress: Progress = field(default_factory=Progress)
     last_used_s: float = 0.0
     uses: int = 0
     load_s: float = 0.0
+    wake_s: float = 0.0
     forced: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -73,86 +108,29 @@ class Entry:
         """Bytes on all devices together."""
         return sum(self.charges.values())
 
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """What is told of a model in memory.
-
-    Attributes
-    ----------
-    spec
-        Its reference, as first written.
-    state
-        As in `State`.
-    bytes
-        Charged on each device.
-    handles
-        Open soft leases.
-    running
-        Operations under way.
-    idle_s
-        Seconds since its last use.
-    uses
-        How often it was used.
-    load_s
-        Seconds it took to load.
-    progress
-        Share of the load that is done; None if unknown or not loading.
-    key
-        The key's digest.
-    notes
-        What its loading tells, such as an optimisation that stepped back and why.
-    """
-
-    spec: str
-    state: State
-    bytes: Mapping[str, int]
-    handles: int
-    running: int
-    idle_s: float
-    uses: int
-    load_s: float
-    progress: float | None
-    key: str
-    notes: tuple[str, ...] = ()
-
-
-def ledger(residents: Sequence[Resident]) -> str:
-    """Return who holds what, as lines of text, for an error message."""
-    if not residents:
-        return "Nothing is in memory."
-    lines = []
-    for one in residents:
-        held = ", ".join(f"{device} {size_text(n)}" for device, n in one.bytes.items()) or "0 B"
-        use = f"{one.running} running, {one.handles} open"
-        lines.append(f"  {one.spec}: {held} ({one.state}, {use})")
-    return "In memory:\n" + "\n".join(lines)
-
-
-class Lease:
-    """A soft lease: an open handle. Its model may be evicted, and loads again at the next call.
-
-    One that is dropped gives itself back, so that a handle lost in a re-run cell leaks nothing.
-    """
-
-    __slots__ = ("_release", "loader")
-
-    def __init__(self, loader: Loader, release: Callable[[Loader], None]) -> None:
-        self.loader = loader
-        self._release: Callable[[Loader], None] | None = release
+    @property
+    def idle(self) -> bool:
+        """Whether it is in memory and nobody would miss it this moment."""
+        return self.hard == 0 and not self.pinned and self.state in (State.HOT, State.WARM)
 
     @property
-    def active(self) -> bool:
-        """Whether it was not given back yet."""
-        return self._release is not None
+    def sleeper(self) -> Sleeps | None:
+        """The model, if it can sleep."""
+        model = self.model
+        if model is None or "sleep" not in model.info.can or not isinstance(model, Sleeps):
+            return None
+        return model
 
-    def release(self) -> None:
-        """Give it back; a second time does nothing."""
-        release, self._release = self._release, None
-        if release is not None:
-            release(self.loader)
+    @property
+    def coming(self) -> bool:
+        """Whether it is on its way to where it can compute."""
+        return self.state in (State.COLD, State.WAITING, State.LOADING, State.WAKING)
 
-    def __del__(self) -> None:
-        release = getattr(self, "_release", None)
-        if release is not None:
-            engine.default().post_from_finalizer(release, self.loader)
+    def taken(self, device: str) -> int:
+        """Return the bytes of its charge that are really allocated, and that free memory shows no more."""
+        charge = self.charges.get(device, 0)
+        if not self.coming:
+            return max(charge - self.reserve.get(device, 0), 0)
+        # Asleep until now, it has what it holds; what is loading has what it reported.
+        there = self.held.get(device, 0) if self.model is not None else 0
+        return min(charge, max(there, self.progress.done_bytes))

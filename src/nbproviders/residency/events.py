@@ -21,6 +21,8 @@ Kind = Literal[
     "freed",
     "waiting",
     "failed",
+    "pinned",
+    "unpinned",
 ]
 _DEBUG_KINDS = frozenset({"reused", "leased", "released"})
 _KEPT = 10_000
@@ -35,13 +37,16 @@ class Event:
     time_s
         Seconds since the epoch.
     kind
-        created, reused, leased, released, slept, woken, evicted, freed, waiting or failed.
+        created, reused, leased, released, slept, woken, evicted, freed, waiting, failed, pinned or
+        unpinned.
     spec
         The model's reference.
     bytes
-        What it was charged, on all devices together.
+        What came or went on all devices together: what it is charged, or what a sleep gave back.
     detail
         More, in words.
+    moved_bytes
+        What was copied between devices or read from files for it.
     """
 
     time_s: float
@@ -49,6 +54,7 @@ class Event:
     spec: str
     bytes: int = 0
     detail: str = ""
+    moved_bytes: int = 0
 
 
 class Record:
@@ -56,11 +62,13 @@ class Record:
 
     def __init__(self) -> None:
         # Plain tuples: leasing a resident model takes microseconds, and so must its record.
-        self._kept: deque[tuple[float, Kind, str, int, str]] = deque(maxlen=_KEPT)
+        self._kept: deque[tuple[float, Kind, str, int, str, int]] = deque(maxlen=_KEPT)
 
-    def add(self, kind: Kind, spec: str, count: int = 0, detail: str = "") -> None:
+    def add(
+        self, kind: Kind, spec: str, count: int = 0, detail: str = "", moved_bytes: int = 0
+    ) -> None:
         """Record that something happened now, and log it (leases at DEBUG, the rest at INFO)."""
-        self._kept.append((time.time(), kind, spec, count, detail))
+        self._kept.append((time.time(), kind, spec, count, detail, moved_bytes))
         level = logging.DEBUG if kind in _DEBUG_KINDS else logging.INFO
         if logger.isEnabledFor(level):
             logger.log(level, "%s %s (%d bytes) %s", kind, spec, count, detail)

@@ -11,7 +11,8 @@ from nbproviders.core.model import Model, ModelInfo, Stream, require, tokens_of
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.tokens import Score, Token
 from nbproviders.errors import ClosedError
-from nbproviders.residency.entry import Lease, Loader
+from nbproviders.residency.entry import Loader
+from nbproviders.residency.lease import Lease
 from nbproviders.residency.residency import Residency
 
 

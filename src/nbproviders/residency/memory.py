@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +13,10 @@ from nbproviders.errors import ConfigurationError
 
 MIB, GIB = 2**20, 2**30
 BUDGET_VARIABLE = "NBPROVIDERS_BUDGET"
+KEEP_VARIABLE = "NBPROVIDERS_KEEP_S"
+HOST = "host"  # main memory that keeps copies of weights for devices with memory of their own
+# Of main memory, for such copies. ComfyUI pins as much on Linux and Windows (its model_management.py).
+HOST_SHARE = 0.4
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {letter + "ib": 1024**power for power, letter in enumerate("kmgt", 1)}
 _UNITS |= {letter + "b": 1000**power for power, letter in enumerate("kmgt", 1)}
@@ -62,6 +67,26 @@ def parse_budget(text: str) -> dict[str, int]:
         device, equals, size = part.rpartition("=")
         budget[device.strip().lower() if equals else ""] = parse_size(size)
     return budget
+
+
+def parse_keep(value: object) -> float:
+    """Return a number of seconds above 0.
+
+    Raises
+    ------
+    ConfigurationError
+        For anything else.
+    """
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ConfigurationError(
+            f"{value!r} is no number of seconds that a model may stay unused.",
+            hint=f"Write a number above 0, as in {KEEP_VARIABLE}=900.",
+        )
+    return seconds
 
 
 def size_text(count: int) -> str:
@@ -120,6 +145,7 @@ class Memory:
         probes: Mapping[str, Probe] | None = None,
     ) -> None:
         self._budget = budget
+        self._keep_s: float | None = None
         self._probes = dict(probes or {"cpu": probe_cpu})
 
     def add_probe(self, kind: str, probe: Probe) -> None:
@@ -130,6 +156,10 @@ class Memory:
         """Replace the budget; None goes back to the environment variable."""
         self._budget = budget
 
+    def set_keep(self, keep_s: float | None) -> None:
+        """Replace how long unused models stay; None goes back to the environment variable."""
+        self._keep_s = keep_s
+
     def budget(self, device: str) -> int | None:
         """Return the budget a user gave for a device; None if none."""
         budget = self._budget
@@ -137,18 +167,41 @@ class Memory:
             budget = parse_budget(os.environ.get(BUDGET_VARIABLE, ""))
         if device in budget:
             return budget[device]
+        if device == HOST:
+            return int(probe_cpu().total_bytes * HOST_SHARE)
         meant = device != "cpu" or set(self._probes) == {"cpu"}
         return budget.get("") if meant else None
 
+    def keep_s(self) -> float | None:
+        """Return how long a model stays that nobody uses, in seconds; None: until its room is wanted.
+
+        Raises
+        ------
+        ConfigurationError
+            If ``NBPROVIDERS_KEEP_S`` is no number of seconds above 0.
+        """
+        if self._keep_s is not None:
+            return self._keep_s
+        text = os.environ.get(KEEP_VARIABLE, "").strip()
+        return parse_keep(text) if text else None
+
     def reading(self, device: str) -> Reading | None:
         """Return what the device has; None for one that nobody can read."""
-        probe = self._probes.get(device.partition(":")[0])
+        kind = "cpu" if device == HOST else device.partition(":")[0]
+        probe = self._probes.get(kind)
         return probe(device) if probe is not None else None
 
-    def limit(self, device: str, charged_bytes: int) -> int | None:
+    def limit(self, device: str, taken_bytes: int, pending_bytes: int = 0) -> int | None:
         """Return the most bytes that residents may be charged in all; None without any limit.
 
-        The lesser of the budget, and of what residents are charged now plus what is free less headroom.
+        The lesser of the budget, and of what residents have taken plus what is free less headroom.
+
+        Parameters
+        ----------
+        taken_bytes
+            What residents have really taken of the device.
+        pending_bytes
+            What is promised of the same memory by another name, and still shows as free.
         """
         limits = []
         budget = self.budget(device)
@@ -156,6 +209,6 @@ class Memory:
             limits.append(budget)
         reading = self.reading(device)
         if reading is not None:
-            spare = reading.free_bytes - headroom(reading.total_bytes)
-            limits.append(charged_bytes + max(spare, 0))
+            spare = reading.free_bytes - headroom(reading.total_bytes) - pending_bytes
+            limits.append(taken_bytes + max(spare, 0))
         return min(limits) if limits else None

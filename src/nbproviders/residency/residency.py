@@ -1,7 +1,7 @@
-"""The residency: load once, lease, evict, free.
+"""The residency: what is in memory, who leases it, and what may be asked of it. Any thread, unless it says.
 
-One lock guards the table and is never held across an await. Leasing a model that is there takes the lock
-on the caller's thread; loads and evictions are decided under it and carried out on the engine's loop.
+Leasing a model that is there takes the table's lock on the caller's thread; what takes longer is carried
+out on the engine's loop, by a `Mover`.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ import asyncio
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 from nbproviders.core import engine
-from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey
 from nbproviders.errors import (
     ClosedError,
+    InvalidRequestError,
     ProviderError,
+    UnsupportedError,
     foreign,
     fresh,
-    mapped,
-    setup_failed,
 )
-from nbproviders.residency.admission import Admission
-from nbproviders.residency.entry import Entry, Lease, Loader, Resident, State
-from nbproviders.residency.events import Event, Kind, Record
+from nbproviders.residency import lease as leases
+from nbproviders.residency.entry import Entry, Loader, State
+from nbproviders.residency.events import Event, Record
+from nbproviders.residency.lease import Lease
 from nbproviders.residency.memory import Memory
+from nbproviders.residency.moving import Mover
+from nbproviders.residency.residents import Resident
+from nbproviders.residency.table import Table
+from nbproviders.residency.together import ready_all
 from nbproviders.residency.using import Using
-
-_FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
 
 
 class Residency:
@@ -48,35 +49,32 @@ class Residency:
         self, memory: Memory | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.memory = memory or Memory()
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._table: dict[ResourceKey, Entry] = {}
-        self._leaving: dict[ResourceKey, Entry] = {}
-        self._handles: Counter[ResourceKey] = Counter()
+        self._table = Table(clock)
         self._record = Record()
-        self._admission = Admission(self)
+        self._mover = Mover(self._table, self.memory, self._record)
+        self._changes = self._mover.admission.changes
         self._pid = os.getpid()
 
-    # Leases: any thread
+    # Leases
 
     def lease_now(self, loader: Loader) -> Lease | None:
-        """Return a soft lease at once if the model is in memory, else None. Any thread."""
+        """Return a soft lease at once if the model is in memory, else None."""
         key = loader.key
         self._check_process(loader)
-        with self._lock:
-            entry = self._table.get(key)
+        opened_in = leases.here()
+        with self._table.lock:
+            entry = self._table.entries.get(key)
             if entry is None or entry.state is not State.HOT:
                 return None
-            self._handles[key] += 1
-            entry.uses += 1
-            entry.last_used_s = self._clock()
+            self._table.hold(key, opened_in)
+            self._table.used(entry)
         text, count = entry.spec.text, entry.charged_bytes
         self._record.add("reused", text, count)
         self._record.add("leased", text, count)
-        return Lease(loader, self._give_back)
+        return Lease(loader, self._give_back, opened_in)
 
-    async def lease(self, loader: Loader) -> Lease:
-        """Return a soft lease, loading the model first if it is not in memory.
+    async def lease(self, loader: Loader, opened_in: str = "") -> Lease:
+        """Return a soft lease, loading the model first if it is not in memory. On the engine's loop.
 
         Raises
         ------
@@ -86,13 +84,37 @@ class Residency:
         ready = self.lease_now(loader)
         if ready is not None:
             return ready
-        entry = await self._ready(loader)
-        with self._lock:
+        return self._softened(await self._ready(loader), loader, opened_in)
+
+    def _softened(self, entry: Entry, loader: Loader, opened_in: str) -> Lease:
+        """Turn a hard lease into a soft one."""
+        with self._table.lock:
             entry.hard -= 1
-            self._handles[loader.key] += 1
+            self._table.hold(loader.key, opened_in)
         self._record.add("leased", loader.spec.text, entry.charged_bytes)
-        self._admission.wake()
-        return Lease(loader, self._give_back)
+        self._changes.tell()
+        self._mover.used()
+        return Lease(loader, self._give_back, opened_in)
+
+    async def lease_all(self, loaders: Sequence[Loader], opened_in: str = "") -> list[Lease]:
+        """Return a soft lease of each, once all are in memory together: all or none.
+
+        On the engine's loop.
+
+        Raises
+        ------
+        InsufficientMemoryError
+            At once if they do not fit together, whatever else leaves.
+        ProviderError
+            If one of them cannot be loaded; no lease is left behind.
+        """
+        for loader in loaders:
+            self._check_process(loader)
+        entries = await ready_all(self._mover, self._table, loaders)
+        return [
+            self._softened(entry, loader, opened_in)
+            for entry, loader in zip(entries, loaders, strict=True)
+        ]
 
     def _check_process(self, loader: Loader) -> None:
         # A forked child has a copy of this table, and none of the threads that its models live on.
@@ -101,162 +123,27 @@ class Residency:
                 f"{loader.spec} was opened before this process was forked.", hint="Open it again."
             )
 
-    def _give_back(self, loader: Loader) -> None:
-        with self._lock:
-            self._handles[loader.key] -= 1
-            if self._handles[loader.key] <= 0:
-                del self._handles[loader.key]
-            entry = self._table.get(loader.key)
+    def _give_back(self, loader: Loader, opened_in: str) -> None:
+        entry = self._table.give_back(loader.key, opened_in)
         count = entry.charged_bytes if entry is not None else 0
         self._record.add("released", loader.spec.text, count)
 
     def using(self, loader: Loader) -> Using:
-        """Hold a model for one operation (a hard lease), loading it again if it has left."""
+        """Hold a model for one operation (a hard lease), bringing it back if it has left."""
         return Using(loader, self._ready, self._used)
 
-    def _used(self, entry: Entry) -> None:
-        with self._lock:
-            entry.hard -= 1
-            entry.last_used_s = self._clock()
-        self._admission.wake()
-
-    # Loading: the engine's loop
-
     async def _ready(self, loader: Loader) -> Entry:
-        """Return the entry of a model in memory, with a hard lease taken for the caller."""
         self._check_process(loader)
-        # A model on its way out is never handed out, and never doubled: wait until it is gone.
-        while (leaving := self._leaving.get(loader.key)) is not None:
-            await leaving.gone.wait()
-        with self._lock:
-            entry = self._table.get(loader.key)
-            if entry is None:
-                entry = Entry(loader.key, loader.spec, self._clock())
-                self._table[loader.key] = entry
-            entry.specs.add(loader.spec.text)
-            if entry.state is State.HOT:
-                entry.hard += 1
-                entry.uses += 1
-                return entry
-            waiter: asyncio.Future[Model] = asyncio.get_running_loop().create_future()
-            entry.waiters.append(waiter)
-        if entry.loading is None:
-            entry.loading = asyncio.get_running_loop().create_task(self._load(entry, loader))
-            entry.loading.add_done_callback(lambda task: self._cancelled(entry, task))
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            self._abandon(entry, waiter)
-            raise
-        return entry
+        return await self._mover.ready(loader)
 
-    def _abandon(self, entry: Entry, waiter: asyncio.Future[Model]) -> None:
-        """Forget a waiter that was cancelled; a load that nobody waits for is cancelled too."""
-        with self._lock:
-            if waiter in entry.waiters:
-                entry.waiters.remove(waiter)
-            elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                entry.hard -= 1  # granted in the same moment as it was cancelled
-            alone = not entry.waiters and entry.loading is not None
-        if alone and entry.loading is not None and entry.state is not State.HOT:
-            # Out of the table at once: whoever asks now waits until it is gone, and loads anew.
-            self._cancel(entry)
-            self._leave(entry, "freed")
-        self._admission.wake()
+    def _used(self, entry: Entry) -> None:
+        with self._table.lock:
+            entry.hard -= 1
+            entry.last_used_s = self._table.now_s()
+        self._changes.tell()
+        self._mover.used()
 
-    def _cancel(self, entry: Entry) -> None:
-        entry.progress.cancel()
-        if entry.loading is not None:
-            entry.loading.cancel()
-
-    def _cancelled(self, entry: Entry, task: asyncio.Task[None]) -> None:
-        # Not inside the task: one that is cancelled before its first step never runs at all.
-        if task.cancelled():
-            self._drop(entry, ClosedError(f"The load of {entry.spec} was cancelled."))
-
-    async def _load(self, entry: Entry, loader: Loader) -> None:
-        began_s = self._clock()
-        try:
-            model = await self._admission.load(entry, loader)
-        except _FOREIGN as error:  # a provider's border; every waiter sees it
-            self._drop(entry, setup_failed(loader.spec, error))
-            return
-        with self._lock:
-            entry.model = model
-            entry.charges = dict(model.info.memory_bytes or entry.charges)
-            entry.state = State.HOT
-            entry.loading = None
-            entry.last_used_s = self._clock()
-            entry.load_s = entry.last_used_s - began_s
-            granted = [waiter for waiter in entry.waiters if not waiter.done()]
-            entry.waiters.clear()
-            entry.hard += len(granted)
-            entry.uses += len(granted)
-        self._record.add("created", loader.spec.text, entry.charged_bytes, f"{entry.load_s:.3f} s")
-        for waiter in granted:
-            waiter.set_result(model)
-
-    def _drop(self, entry: Entry, error: ProviderError) -> None:
-        """Leave nothing of a load that failed; tell every waiter, each with an error of its own."""
-        with self._lock:
-            if self._table.get(entry.key) is entry:
-                del self._table[entry.key]
-            entry.charges = {}
-            entry.loading = None
-            entry.state = State.FAILED
-            waiters, entry.waiters = entry.waiters, []
-        self._record.add("failed", entry.spec.text, 0, error.message)
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(fresh(error))
-        self._admission.wake()
-
-    # Leaving: the engine's loop
-
-    async def free(self, entry: Entry, kind: Kind = "freed") -> None:
-        """Take a model out of memory; `kind` is what is recorded: evicted or freed.
-
-        Goes on to its end even if the caller is cancelled: memory is never half given back.
-
-        Raises
-        ------
-        ProviderError
-            If its own closing failed; it is out of the table all the same.
-        """
-        self._leave(entry, kind)
-        if entry.freeing is not None:
-            await asyncio.shield(entry.freeing)
-
-    def _leave(self, entry: Entry, kind: Kind) -> None:
-        """Take an entry out of the table and start to free it, once."""
-        with self._lock:
-            if self._table.get(entry.key) is not entry:
-                return
-            del self._table[entry.key]
-            self._leaving[entry.key] = entry
-            if entry.loading is None:
-                entry.state = State.DRAINING
-        entry.freeing = asyncio.get_running_loop().create_task(self._free(entry, kind))
-
-    async def _free(self, entry: Entry, kind: Kind) -> None:
-        while entry.hard > 0 or entry.loading is not None:
-            await self._admission.changed()
-        entry.state, count = State.DRAINING, entry.charged_bytes
-        held = entry.model is not None
-        try:
-            if entry.model is not None:
-                with mapped(f"Closing {entry.spec} failed"):
-                    await entry.model.aclose()
-        finally:
-            with self._lock:
-                self._leaving.pop(entry.key, None)
-                entry.model = None
-                entry.charges = {}
-                entry.state = State.COLD
-            entry.gone.set()
-            if held:
-                self._record.add(kind, entry.spec.text, count)
-            self._admission.wake()
+    # What may be asked of models; on the engine's loop
 
     async def unload(self, chosen: Callable[[Entry], bool], *, force: bool = False) -> int:
         """Free all chosen models and return the bytes that came back.
@@ -269,15 +156,13 @@ class Residency:
         ProviderError
             Telling every failed closing; the others are freed all the same.
         """
-        with self._lock:
-            there = [*self._table.values(), *self._leaving.values()]
-            entries = [entry for entry in there if chosen(entry)]
+        entries = [entry for entry in self._table.all() if chosen(entry)]
         freed = sum(entry.charged_bytes for entry in entries)
         for entry in entries:
             if force:
-                self._force(entry)
+                self._mover.force(entry)
         ended = await asyncio.gather(
-            *(self.free(entry, "freed") for entry in entries), return_exceptions=True
+            *(self._mover.free(entry, "freed") for entry in entries), return_exceptions=True
         )
         failures = [error for error in ended if isinstance(error, BaseException)]
         if len(failures) == 1 and isinstance(failures[0], ProviderError):
@@ -286,72 +171,78 @@ class Residency:
             raise ProviderError("\n".join(str(foreign(error)) for error in failures))
         return freed
 
-    def _force(self, entry: Entry) -> None:
-        entry.forced = True
-        self._cancel(entry)
-        for task in list(entry.running):
-            task.cancel()
+    async def sleep(self, entry: Entry) -> int:
+        """Put a model to sleep once nothing runs on it, and return the bytes that came back.
+
+        Raises
+        ------
+        InvalidRequestError
+            If it is pinned.
+        UnsupportedError
+            If it cannot sleep, with the reason.
+        """
+        if entry.pinned:
+            raise InvalidRequestError(
+                f"{entry.spec} is pinned: it stays.", hint=f'nbp.unpin("{entry.spec}") first.'
+            )
+        while entry.hard or entry.moving is not None:
+            await self._changes.wait()
+        before = entry.charged_bytes
+        if entry.state is State.HOT and entry.sleeper is None:
+            raise UnsupportedError(
+                f"{entry.spec} cannot sleep. {' '.join(entry.model.info.notes) if entry.model else ''}",
+                hint="Unload it instead: it is loaded again at its next use.",
+            )
+        await self._mover.sleep(entry, "by hand")
+        return before - entry.charged_bytes
+
+    async def pin(self, loader: Loader) -> None:
+        """Have a model in memory, and keep it there whatever else is wanted."""
+        async with self.using(loader) as _:
+            entry = self.find(loader.key)
+            if entry is not None:
+                entry.pinned = True
+        self._record.add("pinned", loader.spec.text, entry.charged_bytes if entry else 0)
+
+    def unpin(self, entry: Entry) -> None:
+        """Let a model leave again, should its memory be wanted."""
+        entry.pinned = False
+        self._record.add("unpinned", entry.spec.text, entry.charged_bytes)
+        self._changes.tell()
+
+    async def free(self, entry: Entry) -> None:
+        """Take one model out of memory; see `unload`."""
+        await self._mover.free(entry)
 
     # What is told
 
     def entries(self) -> list[Entry]:
-        """Return all that is charged now: in memory, loading or leaving."""
-        with self._lock:
-            return [*self._table.values(), *self._leaving.values()]
+        """Return all that is charged now: in memory, coming or leaving."""
+        return self._table.all()
 
     def handles(self, key: ResourceKey) -> int:
         """Return how many soft leases a key has."""
-        return self._handles.get(key, 0)
+        return self._table.handles(key)
 
     def residents(self) -> list[Resident]:
-        """Return what is in memory, loading or leaving, in the order it came."""
-        now_s = self._clock()
-        return [self._told(entry, now_s) for entry in self.entries()]
-
-    def _told(self, entry: Entry, now_s: float) -> Resident:
-        loading = entry.state in (State.LOADING, State.WAITING, State.COLD)
-        return Resident(
-            spec=entry.spec.text,
-            state=entry.state,
-            bytes=dict(entry.charges),
-            handles=self.handles(entry.key),
-            running=entry.hard,
-            idle_s=0.0 if entry.hard or loading else now_s - entry.last_used_s,
-            uses=entry.uses,
-            load_s=entry.load_s,
-            progress=entry.progress.fraction if loading else None,
-            key=entry.key.digest,
-            notes=entry.model.info.notes if entry.model is not None else (),
-        )
+        """Return what is in memory, coming or leaving, in the order it came."""
+        return self._table.residents()
 
     def find(self, key: ResourceKey) -> Entry | None:
-        """Return the entry of a key, if it is in memory or loading."""
-        with self._lock:
-            return self._table.get(key)
-
-    def record(self, kind: Kind, entry: Entry, detail: str = "") -> None:
-        """Record an event of the admission."""
-        self._record.add(kind, entry.spec.text, 0, detail)
+        """Return the entry of a key, if it is in memory, asleep or loading."""
+        return self._table.find(key)
 
     def events(self) -> list[Event]:
         """Return what happened, oldest first."""
         return self._record.events()
 
-    def reserve(self, entry: Entry, charges: Mapping[str, int], fits: Callable[[], bool]) -> bool:
-        """Charge an entry if `fits` says so, in one step under the lock."""
-        with self._lock:
-            if not fits():
-                return False
-            entry.charges = dict(charges)
-            return True
+    async def changed(self) -> None:
+        """Wait until something changed, half a second at most. On the engine's loop."""
+        await self._changes.wait()
 
     async def close(self) -> None:
         """Free everything, whatever is running; for the interpreter's end."""
         await self.unload(lambda _: True, force=True)
-
-    def now_s(self) -> float:
-        """The residency's clock."""
-        return self._clock()
 
 
 _default: Residency | None = None

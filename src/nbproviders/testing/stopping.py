@@ -71,7 +71,7 @@ async def _opened(provider: ModelProvider, spec: str) -> None:
 def _at_rest(subject: Subject, key: ResourceKey) -> bool:
     """Whether a model is in memory and idle, or not there at all."""
     entries = [entry for entry in subject.residency.entries() if entry.key == key]
-    return all(entry.loading is None and not entry.hard for entry in entries)
+    return all(entry.moving is None and not entry.hard for entry in entries)
 
 
 async def cancelled_generation(subject: Subject) -> None:

@@ -17,8 +17,9 @@ from nbproviders.core.client import Client
 from nbproviders.core.spec import ModelSpec, ResourceKey, is_secret
 from nbproviders.errors import scrub
 from nbproviders.residency import residency as residencies
-from nbproviders.residency.entry import Entry, Loader, Resident, State
+from nbproviders.residency.entry import Entry, Loader, State
 from nbproviders.residency.memory import size_text
+from nbproviders.residency.residents import Resident
 from nbproviders.widgets.tasks import Tell
 
 PREFERRED = (("transformers", "demo-m"), ("llama-cpp", "demo-m"), ("echo", "echo"))

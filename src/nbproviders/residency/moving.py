@@ -1,0 +1,382 @@
+"""Moving one model: into memory, to sleep, awake again, and out for good. Lives on the engine's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from nbproviders.core.model import Model
+from nbproviders.errors import (
+    ClosedError,
+    ConfigurationError,
+    InsufficientMemoryError,
+    ProviderError,
+    fresh,
+    mapped,
+    setup_failed,
+)
+from nbproviders.residency.admission import OUTSIDE, Admission, Want
+from nbproviders.residency.entry import Entry, Loader, State
+from nbproviders.residency.estimate import Estimate
+from nbproviders.residency.events import Kind, Record
+from nbproviders.residency.memory import HOST, Memory
+from nbproviders.residency.plan import MoveKind
+from nbproviders.residency.progress import Progress
+from nbproviders.residency.table import Table
+
+T = TypeVar("T")
+_FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
+
+
+class Left(Exception):
+    """The model has left before the waiter had it: he asks again."""
+
+
+class Mover:
+    """Carries out what is decided of entries; at any time an entry makes one move.
+
+    Parameters
+    ----------
+    table, memory, record
+        The residency's.
+    """
+
+    def __init__(self, table: Table, memory: Memory, record: Record) -> None:
+        self._table, self._memory, self._record = table, memory, record
+        self._looking = False
+        self.admission = Admission(table, memory, record, self._make, self.go_on)
+        self._tasks: set[asyncio.Task[object]] = set()  # a loop keeps tasks by weak references only
+
+    # In
+
+    async def ready(self, loader: Loader) -> Entry:
+        """Return the entry of a model that can compute, with a hard lease taken for the caller."""
+        while True:
+            # A model on its way out is never handed out, and never doubled: wait until it is gone.
+            while (leaving := self._table.leaving.get(loader.key)) is not None:
+                await leaving.gone.wait()
+            entry, waiter = self._asked(loader)
+            if waiter is None:
+                return entry
+            self.go_on(entry)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self.abandon(entry, waiter)
+                raise
+            except Left:
+                continue
+            return entry
+
+    def _asked(self, loader: Loader) -> tuple[Entry, asyncio.Future[Model] | None]:
+        with self._table.lock:
+            entry = self._table.obtain(loader)
+            if entry.state is State.HOT and not entry.yielding:
+                entry.hard += 1
+                self._table.used(entry)
+                return entry, None
+            waiter: asyncio.Future[Model] = asyncio.get_running_loop().create_future()
+            entry.waiters.append(waiter)
+            entry.loader = loader
+        return entry, waiter
+
+    def go_on(self, entry: Entry) -> None:
+        """Let those go on who wait for an entry, unless it is moving or makes a break."""
+        if entry.moving is not None or not entry.waiters:
+            return
+        if entry.state is not State.HOT:
+            self.start(entry, self._bring(entry))
+        elif not entry.yielding:
+            self._grant(entry)
+
+    def start(self, entry: Entry, work: Coroutine[Any, Any, None]) -> None:
+        """Have an entry make a move."""
+        entry.progress = Progress()
+        task = asyncio.get_running_loop().create_task(work)
+        entry.moving = task
+        task.add_done_callback(lambda done: self._ended(entry, done))
+
+    def _grant(self, entry: Entry) -> None:
+        assert entry.model is not None
+        with self._table.lock:
+            granted = [waiter for waiter in entry.waiters if not waiter.done()]
+            entry.waiters.clear()
+            entry.hard += len(granted)
+            for _ in granted:
+                self._table.used(entry)
+        for waiter in granted:
+            waiter.set_result(entry.model)
+
+    def abandon(self, entry: Entry, waiter: asyncio.Future[Model]) -> None:
+        """Forget a waiter that was cancelled; a load or wake that nobody waits for is cancelled too."""
+        with self._table.lock:
+            if waiter in entry.waiters:
+                entry.waiters.remove(waiter)
+            elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                entry.hard -= 1  # granted in the same moment as it was cancelled
+            alone = not entry.waiters and entry.moving is not None and entry.coming
+        if alone:
+            self.cancel(entry)
+            if entry.model is None:
+                # Out of the table at once: whoever asks now waits until it is gone, and loads anew.
+                self._leave(entry, "freed")
+        self.admission.changes.tell()
+
+    def forget(self, entry: Entry) -> None:
+        """Undo what was reserved for a model that nobody waits for any more."""
+        with self._table.lock:
+            if entry.moving is not None or entry.waiters or entry.state is State.HOT:
+                return
+            entry.admitted = False
+            entry.charges = dict(entry.held) if entry.model is not None else {}
+            if entry.model is not None:
+                entry.state = State.WARM
+            elif self._table.entries.get(entry.key) is entry:
+                del self._table.entries[entry.key]
+
+    def cancel(self, entry: Entry) -> None:
+        """Stop a load or a wake; a model that goes to sleep goes on."""
+        entry.progress.cancel()
+        if entry.moving is not None and entry.coming:
+            entry.moving.cancel()
+
+    def _ended(self, entry: Entry, task: asyncio.Task[None]) -> None:
+        """Settle what a move left. Not inside the task: one cancelled before its first step never runs."""
+        if entry.moving is task:
+            entry.moving = None
+        if task.cancelled():
+            error = ClosedError(f"The load of {entry.spec} was cancelled.")
+            self._failed(entry, error, cancelled=True)
+        elif (failure := task.exception()) is not None:
+            self._failed(entry, setup_failed(entry.spec, failure))
+        self.admission.changes.tell()
+        self.go_on(entry)
+
+    async def _bring(self, entry: Entry) -> None:
+        began_s = self._table.now_s()
+        if entry.model is None:
+            await self._load(entry, began_s)
+        else:
+            await self._wake(entry, began_s)
+        entry.admitted = False
+        self._grant(entry)
+
+    def _make_up_for(self, entry: Entry, promised: Mapping[str, int]) -> None:
+        """Have others leave where a model took more than was told before it was loaded."""
+        if all(count <= promised.get(device, 0) for device, count in entry.charges.items()):
+            return
+        for other, kind in self.admission.over():
+            if other is not entry and other.idle:
+                self._later(self._make(other, kind))
+
+    def _later(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _load(self, entry: Entry, began_s: float) -> None:
+        if not entry.admitted:
+            entry.progress.phase = "measuring"
+            await self.admission.admit([await self.wanted(entry)])
+        entry.state = State.LOADING
+        want = Want(entry, entry.charges, entry.reserve, entry.optional)
+        granted = await self.admission.reserve_optional(want)
+        entry.progress.host_bytes = granted.get(HOST, 0)
+        model = await self._tried_twice(entry, entry.loader.load)
+        with self._table.lock:
+            promised, held = entry.charges, dict(model.info.memory_bytes)
+            entry.model = model
+            if held:  # else it does not say, and is charged what was told before
+                entry.charges = _with(held, entry.reserve)
+            self._is_hot(entry)
+            entry.load_s = entry.last_used_s - began_s
+        self._make_up_for(entry, promised)
+        moved = sum(n for device, n in held.items() if device != HOST)
+        detail = f"{entry.load_s:.3f} s"
+        self._record.add("created", entry.spec.text, entry.charged_bytes, detail, moved)
+
+    async def wanted(self, entry: Entry) -> Want:
+        """Return what a model will take when it can compute."""
+        if entry.state not in OUTSIDE:
+            return Want(entry, entry.charges, entry.reserve)
+        if entry.model is not None:
+            return Want(entry, entry.awake, entry.reserve)
+        estimate = Estimate.of(await entry.loader.estimate())
+        entry.optional = dict(estimate.optional)
+        return Want(entry, dict(estimate), estimate.reserve, estimate.optional)
+
+    async def _wake(self, entry: Entry, began_s: float) -> None:
+        sleeper = entry.sleeper
+        assert sleeper is not None
+        if not entry.admitted:
+            await self.admission.admit([await self.wanted(entry)])
+        entry.state = State.WAKING
+        entry.progress.phase = "waking"
+        transfer = await self._tried_twice(entry, sleeper.wake)
+        with self._table.lock:
+            entry.charges = _with(transfer.held, entry.reserve)
+            self._is_hot(entry)
+            entry.wake_s = entry.last_used_s - began_s
+        detail = f"{entry.wake_s:.3f} s from {transfer.source or 'memory'}"
+        count = sum(transfer.held.values()) - sum(entry.held.values())
+        self._record.add("woken", entry.spec.text, count, detail, transfer.moved_bytes)
+
+    def _is_hot(self, entry: Entry) -> None:
+        entry.state = State.HOT
+        entry.awake = dict(entry.charges)
+        entry.last_used_s = self._table.now_s()
+
+    async def _tried_twice(self, entry: Entry, work: Callable[[Progress], Awaitable[T]]) -> T:
+        """Do it; once more after an eviction if the device ran out of memory."""
+        try:
+            return await work(entry.progress)
+        except InsufficientMemoryError as error:
+            if not await self.admission.evict_idle(entry):
+                raise self.admission.refused(entry, error) from None
+        try:
+            return await work(entry.progress)
+        except InsufficientMemoryError as error:
+            raise self.admission.refused(entry, error) from None
+
+    def _failed(self, entry: Entry, error: ProviderError, *, cancelled: bool = False) -> None:
+        """Leave nothing of a move that failed; tell every waiter, each with an error of its own."""
+        asleep = entry.model is not None
+        with self._table.lock:
+            entry.admitted = False
+            if not asleep and self._table.entries.get(entry.key) is entry:
+                del self._table.entries[entry.key]
+            entry.charges = dict(entry.held) if asleep else {}
+            entry.state = State.WARM if asleep else State.FAILED
+            # A wake that was cancelled for want of waiters is not the fault of those who came since.
+            told = [] if asleep and cancelled and not entry.forced else entry.waiters
+            if told:
+                entry.waiters = []
+        if not (asleep and cancelled):
+            self._record.add("failed", entry.spec.text, 0, error.message)
+        for waiter in told:
+            if not waiter.done():
+                waiter.set_exception(fresh(error))
+        if asleep and not cancelled and not isinstance(error, InsufficientMemoryError):
+            self._leave(entry, "freed")  # what it would wake from is gone: the next use loads anew
+
+    # Asleep
+
+    def used(self) -> None:
+        """Look for models that nobody used for too long, when the first of them will be due."""
+        with suppress(ConfigurationError):  # told when the next model loads
+            keep_s = self._memory.keep_s()
+            if keep_s is not None and not self._looking:
+                self._looking = True
+                asyncio.get_running_loop().call_later(keep_s, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        keep_s, now_s = self._memory.keep_s(), self._table.now_s()
+        for entry in self._table.all():
+            if keep_s is not None and entry.idle and now_s - entry.last_used_s >= keep_s:
+                self._later(self._make(entry, "free"))
+        if any(entry.state in (State.HOT, State.WARM) for entry in self._table.all()):
+            self.used()
+
+    async def _make(self, entry: Entry, kind: MoveKind) -> None:
+        """Carry out a planned move; a model whose closing fails has left all the same."""
+        with suppress(ProviderError):
+            if kind == "free" or not await self.sleep(entry, "to make room"):
+                await self.free(entry, "evicted")
+        if entry.freeing is not None:  # it could not even sleep
+            with suppress(ProviderError):
+                await asyncio.shield(entry.freeing)
+
+    async def sleep(self, entry: Entry, why: str = "") -> bool:
+        """Put a model to sleep; False if it cannot, is in use, or is pinned."""
+        with self._table.lock:
+            if not entry.idle or entry.state is not State.HOT or entry.sleeper is None:
+                return False
+            entry.state = State.DRAINING
+        self.start(entry, self._sleep(entry, why))
+        assert entry.moving is not None
+        await asyncio.shield(entry.moving)
+        return True
+
+    async def _sleep(self, entry: Entry, why: str) -> None:
+        sleeper = entry.sleeper
+        assert sleeper is not None
+        before = entry.charged_bytes
+        try:
+            transfer = await sleeper.sleep()
+        except _FOREIGN as error:
+            with self._table.lock:
+                entry.held = {}
+            raise setup_failed(entry.spec, error) from None
+        with self._table.lock:
+            entry.held = dict(transfer.held)
+            entry.charges = dict(transfer.held)
+            entry.state = State.WARM
+        freed = before - entry.charged_bytes
+        self._record.add("slept", entry.spec.text, freed, why, transfer.moved_bytes)
+
+    # Out
+
+    async def free(self, entry: Entry, kind: Kind = "freed") -> None:
+        """Take a model out of memory; `kind` is what is recorded: evicted or freed.
+
+        Goes on to its end even if the caller is cancelled: memory is never half given back.
+
+        Raises
+        ------
+        ProviderError
+            If its own closing failed; it is out of the table all the same.
+        """
+        self._leave(entry, kind)
+        if entry.freeing is not None:
+            await asyncio.shield(entry.freeing)
+
+    def _leave(self, entry: Entry, kind: Kind) -> None:
+        """Take an entry out of the table and start to free it, once."""
+        with self._table.lock:
+            if self._table.entries.get(entry.key) is not entry:
+                return
+            del self._table.entries[entry.key]
+            self._table.leaving[entry.key] = entry
+            entry.pinned = False
+            left: list[asyncio.Future[Model]] = []
+            if entry.moving is None:
+                entry.state = State.DRAINING
+                left, entry.waiters = entry.waiters, []  # they waited for a break to end
+        for waiter in left:
+            if not waiter.done():
+                waiter.set_exception(Left())
+        entry.freeing = asyncio.get_running_loop().create_task(self._free(entry, kind))
+
+    async def _free(self, entry: Entry, kind: Kind) -> None:
+        while entry.hard > 0 or entry.moving is not None:
+            await self.admission.changes.wait()
+        entry.state, count = State.DRAINING, entry.charged_bytes
+        held = entry.model is not None
+        try:
+            if entry.model is not None:
+                with mapped(f"Closing {entry.spec} failed"):
+                    await entry.model.aclose()
+        finally:
+            with self._table.lock:
+                self._table.leaving.pop(entry.key, None)
+                entry.model = None
+                entry.charges = {}
+                entry.state = State.COLD
+            entry.gone.set()
+            if held:
+                self._record.add(kind, entry.spec.text, count)
+            self.admission.changes.tell()
+
+    def force(self, entry: Entry) -> None:
+        """Cancel all that runs with a model."""
+        entry.forced = True
+        self.cancel(entry)
+        for task in list(entry.running):
+            task.cancel()
+
+
+def _with(held: Mapping[str, int], reserve: Mapping[str, int]) -> dict[str, int]:
+    return {d: held.get(d, 0) + reserve.get(d, 0) for d in {**held, **reserve}}

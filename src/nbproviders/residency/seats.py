@@ -1,0 +1,58 @@
+"""Entries as the planner sees them: what each could do, and what that would cost."""
+
+from __future__ import annotations
+
+from nbproviders.residency.entry import Entry, State
+from nbproviders.residency.memory import HOST
+from nbproviders.residency.plan import Move, Seat
+from nbproviders.residency.table import Table
+
+# Until a first wake was measured: what a pinned copy and the page cache gave where it was looked at.
+_HOST_BYTES_PER_S = 10e9
+_FILE_BYTES_PER_S = 2e9
+_LEAST_S = 1e-3
+
+
+def seat(
+    entry: Entry, table: Table, *, as_if_idle: bool = False, only: State | None = None
+) -> Seat:
+    """Return an entry's seat.
+
+    Parameters
+    ----------
+    as_if_idle
+        Whether operations under way are taken to be over.
+    only
+        Entries in another state stay.
+    """
+    here = entry.state in (State.HOT, State.WARM) and (only is None or entry.state is only)
+    busy = not here or (entry.hard > 0 and not as_if_idle)
+    now_s = table.now_s()
+    return Seat(
+        name=entry.key.digest,
+        charges=entry.charges,
+        busy=busy,
+        pinned=entry.pinned,
+        open_handles=table.handles(entry.key),
+        reuse=table.chance(entry.key),
+        idle_s=max(now_s - entry.last_used_s, 0.0),
+        moves=_moves(entry),
+    )
+
+
+def _moves(entry: Entry) -> tuple[Move, ...]:
+    load_s = max(entry.load_s, _LEAST_S)
+    free = Move("free", entry.charges, load_s)
+    if entry.state is not State.HOT or entry.sleeper is None:
+        return (free,)
+    frees = {device: n for device, n in entry.charges.items() if device != HOST}
+    return (Move("sleep", frees, min(wake_s(entry), load_s)), free)
+
+
+def wake_s(entry: Entry) -> float:
+    """Return the seconds a wake takes: as measured the last time, else by bytes."""
+    if entry.wake_s:
+        return entry.wake_s
+    on_devices = sum(n for device, n in entry.charges.items() if device != HOST)
+    rate = _HOST_BYTES_PER_S if entry.charges.get(HOST) else _FILE_BYTES_PER_S
+    return max(on_devices / rate, _LEAST_S)
