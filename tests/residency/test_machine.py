@@ -373,6 +373,10 @@ class ResidencyMachine(RuleBasedStateMachine):
     def nothing_is_closed_twice(self) -> None:
         assert all(m.closed <= 1 for loader in self.loaders.values() for m in loader.alive)
 
+    def _tasks(self) -> list[asyncio.Task[Any]]:
+        pairs = [*self.operations, *self.groups]
+        return [*self.asking, *self.unloading, *self.others, *(pair[0] for pair in pairs)]
+
     def teardown(self) -> None:
         try:
             self._everything_ends()
@@ -388,7 +392,9 @@ class ResidencyMachine(RuleBasedStateMachine):
             lease.release()
 
         async def end() -> None:
-            for _ in range(40):
+            for _ in range(400):  # who waits in a queue has his turn when all before him had theirs
+                if not self.words.words and all(task.done() for task in self._tasks()):
+                    break
                 for _, operation in self.operations:
                     operation.gate.open()
                 for word in self.words.words:
@@ -400,7 +406,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.step(end())
         for lease in self.leases:
             lease.release()
-        assert self.asking == self.operations == self.unloading == self.groups == self.others == []
+        stuck = [(task.get_coro(), task.get_stack()) for task in self._tasks()]
+        assert not stuck, (stuck, self.home.residents(), self.home.events()[-5:])
         self.step(self.home.unload(lambda _: True))
         assert self.home.residents() == []
         assert all(self.home.handles(loader.key) == 0 for loader in self.loaders.values())

@@ -13,6 +13,7 @@ from nbproviders.residency.memory import HOST, Memory, size_text
 from nbproviders.residency.plan import MoveKind, Plan, Seat, plan
 from nbproviders.residency.residents import held_text
 from nbproviders.residency.seats import seat
+from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
 
 WAIT_S = 60.0
@@ -78,14 +79,19 @@ class Want:
         return self.need if self.entry.state in OUTSIDE else self.entry.charges
 
 
-@dataclass
-class _Head:
-    """Who waits first in the queue."""
+@dataclass(eq=False)
+class _Waiting:
+    """Somebody in the queue. The first of them makes room; those behind wait for their turn."""
 
     wants: Sequence[Want]
-    since_s: float
+    since_s: float = 0.0  # when the turn came
     overtaken: int = 0
     asked: list[Entry] = field(default_factory=list)
+
+    @property
+    def served(self) -> bool:
+        """Whether others who wanted these models as well have reserved their room meanwhile."""
+        return all(want.entry.admitted for want in self.wants)
 
 
 class Admission:
@@ -111,9 +117,9 @@ class Admission:
     ) -> None:
         self._table, self._memory, self._record = table, memory, record
         self._make, self._go_on = make, go_on
-        self._turn: asyncio.Lock | None = None
-        self._head: _Head | None = None
+        self._queue: list[_Waiting] = []
         self.changes = Changes()
+        self.sharing = Sharing(table, memory, make)
         self.wait_s = WAIT_S
 
     async def admit(self, wants: Sequence[Want]) -> None:
@@ -130,33 +136,37 @@ class Admission:
             if want.entry.state in OUTSIDE:
                 want.entry.state = State.WAITING
                 want.entry.progress.phase = "waiting for memory"
-        if self._turn is None:
-            self._turn = asyncio.Lock()
-        async with self._turn:
-            self._head = head = _Head(wants, self._table.now_s())
-            try:
-                await self._wait(head)
-            finally:
-                self._head = None
-                self._end_break(head)
+        waiting = _Waiting(wants)
+        self._queue.append(waiting)
+        try:
+            while self._queue[0] is not waiting and not waiting.served:
+                await self.changes.wait()
+            waiting.since_s = self._table.now_s()
+            await self._wait(waiting)
+        finally:
+            self._queue.remove(waiting)
+            self._end_break(waiting)
+            self.changes.tell()
 
     def _may_overtake(self, wants: Sequence[Want]) -> bool:
-        if self._head is None:
+        if not self._queue:
             return True
         if any(want.entry.yielding for want in wants):  # its room was made for the one who waits
             return False
-        self._head.overtaken += 1
-        return self._head.overtaken <= MOST_OVERTAKEN
+        self._queue[0].overtaken += 1
+        return self._queue[0].overtaken <= MOST_OVERTAKEN
 
-    async def _wait(self, head: _Head) -> None:
+    async def _wait(self, head: _Waiting) -> None:
         told = False
-        while not self._reserve(head.wants):
+        while not head.served and not self._reserve(head.wants):
             decided = self._plan(head.wants)
             if decided.verdict == "fits":
                 await self._make_room(decided)
                 continue
+            if await self.sharing.ask(decided.short):
+                continue
             waited_s = self._table.now_s() - head.since_s
-            if decided.verdict == "never" or waited_s >= self.wait_s:
+            if waited_s >= self.wait_s or not self._may_come(decided):
                 raise self._refusal(head.wants, decided)
             if not told:
                 for want in head.wants:
@@ -170,6 +180,13 @@ class Admission:
                 self._begin_break(head)
             await self.changes.wait()
 
+    def _may_come(self, decided: Plan) -> bool:
+        """Whether waiting can help: who is in the way here is only busy, or lives in another process."""
+        return decided.verdict == "wait" or all(
+            sum(row.charged_bytes for row in self.sharing.others(device)) >= count
+            for device, count in decided.short.items()
+        )
+
     async def _make_room(self, decided: Plan) -> None:
         entries = {entry.key.digest: entry for entry in self._table.all()}
         for name, kind in decided.moves:
@@ -181,7 +198,7 @@ class Admission:
 
     # Breaks: a model that is used without end gives way to one that waits
 
-    def _begin_break(self, head: _Head) -> None:
+    def _begin_break(self, head: _Waiting) -> None:
         busy = self._plan(head.wants, as_if_idle=True)
         names = {name for name, _ in busy.moves}
         for entry in self._table.all():
@@ -189,7 +206,7 @@ class Admission:
                 entry.yielding = True
                 head.asked.append(entry)
 
-    def _end_break(self, head: _Head) -> None:
+    def _end_break(self, head: _Waiting) -> None:
         for entry in head.asked:
             entry.yielding = False
             self._go_on(entry)
@@ -200,15 +217,17 @@ class Admission:
     def _reserve(self, wants: Sequence[Want]) -> bool:
         """Charge what is wanted if it fits, in one step under the lock."""
         others = self._others(wants)
-        limits = self._limits([want.now for want in wants])
-        with self._table.lock:
-            needed = _total([*(e.charges for e in others), *(want.now for want in wants)])
-            if any(needed.get(device, 0) > limit for device, limit in limits.items()):
-                return False
-            for want in wants:
-                if want.entry.state in OUTSIDE:
-                    want.entry.charges = dict(want.need)
-                    want.entry.reserve = dict(want.reserve)
+        needs = [want.now for want in wants]
+        with self.sharing.reserving({device for need in needs for device in need}):
+            limits = self._limits(needs)
+            with self._table.lock:
+                needed = _total([*(e.charges for e in others), *needs])
+                if any(needed.get(device, 0) > limit for device, limit in limits.items()):
+                    return False
+                for want in wants:
+                    if want.entry.state in OUTSIDE:
+                        want.entry.charges = dict(want.need)
+                        want.entry.reserve = dict(want.reserve)
         return True
 
     def _add(self, want: Want) -> bool:
@@ -258,6 +277,7 @@ class Admission:
             taken = sum(entry.taken(device) for entry in entries)
             sibling = _SAME_MEMORY.get(device, "")
             pending = sum(e.charges.get(sibling, 0) - e.taken(sibling) for e in entries)
+            pending += self.sharing.promised_bytes(device)
             limit = self._memory.limit(device, taken, pending)
             if limit is not None:
                 limits[device] = limit
@@ -300,7 +320,7 @@ class Admission:
         names = " and ".join(str(want.entry.spec) for want in wants)
         why = (
             "models that are running did not end in time"
-            if decided.verdict == "wait"
+            if self._may_come(decided)
             else "that is more than the budget"
         )
         return InsufficientMemoryError(

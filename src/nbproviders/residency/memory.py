@@ -147,10 +147,52 @@ class Memory:
         self._budget = budget
         self._keep_s: float | None = None
         self._probes = dict(probes or {"cpu": probe_cpu})
+        self._identities: dict[str, Callable[[str], str]] = {}
+        self._blind: set[str] = set()
 
-    def add_probe(self, kind: str, probe: Probe) -> None:
-        """Read devices of this kind (``cuda``) by this function from now on."""
+    def add_probe(
+        self,
+        kind: str,
+        probe: Probe,
+        *,
+        identity: Callable[[str], str] | None = None,
+        sees_others: bool = True,
+    ) -> None:
+        """Read devices of this kind (``cuda``) by this function from now on.
+
+        Parameters
+        ----------
+        kind
+            What stands before the colon of their names.
+        probe
+            Returns what a device has, and what is free.
+        identity
+            Returns a device's name for all processes of this machine, such as a GPU's UUID: then they
+            tell each other what they have there. None: it is not shared.
+        sees_others
+            Whether free memory that the probe tells is less what other processes have taken.
+        """
         self._probes[kind] = probe
+        if identity is not None:
+            self._identities[kind] = identity
+        if not sees_others:
+            self._blind.add(kind)
+
+    def identity(self, device: str) -> str:
+        """Return a device's name for all processes of this machine; empty if it is not shared."""
+        identity = self._identities.get(device.partition(":")[0])
+        return identity(device) if identity is not None else ""
+
+    def sees_others(self, device: str) -> bool:
+        """Whether a device's free memory is less what other processes have taken."""
+        return device.partition(":")[0] not in self._blind
+
+    def named(self) -> set[str]:
+        """Return the devices that the budget names."""
+        budget = self._budget
+        if budget is None:
+            budget = parse_budget(os.environ.get(BUDGET_VARIABLE, ""))
+        return set(budget) - {""}
 
     def set_budget(self, budget: Mapping[str, int] | None) -> None:
         """Replace the budget; None goes back to the environment variable."""

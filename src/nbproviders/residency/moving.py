@@ -151,6 +151,7 @@ class Mover:
             self._failed(entry, error, cancelled=True)
         elif (failure := task.exception()) is not None:
             self._failed(entry, setup_failed(entry.spec, failure))
+        self.admission.sharing.publish()
         self.admission.changes.tell()
         self.go_on(entry)
 
@@ -265,6 +266,7 @@ class Mover:
 
     def used(self) -> None:
         """Look for models that nobody used for too long, when the first of them will be due."""
+        self.admission.sharing.hint()
         with suppress(ConfigurationError):  # told when the next model loads
             keep_s = self._memory.keep_s()
             if keep_s is not None and not self._looking:
@@ -368,6 +370,7 @@ class Mover:
             entry.gone.set()
             if held:
                 self._record.add(kind, entry.spec.text, count)
+            self.admission.sharing.publish()
             self.admission.changes.tell()
 
     def force(self, entry: Entry) -> None:

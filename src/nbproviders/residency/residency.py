@@ -22,13 +22,13 @@ from nbproviders.errors import (
     foreign,
     fresh,
 )
-from nbproviders.residency import lease as leases
+from nbproviders.residency import devices, lease as leases
 from nbproviders.residency.entry import Entry, Loader, State
 from nbproviders.residency.events import Event, Record
 from nbproviders.residency.lease import Lease
 from nbproviders.residency.memory import Memory
 from nbproviders.residency.moving import Mover
-from nbproviders.residency.residents import Resident
+from nbproviders.residency.residents import DeviceUse, Resident
 from nbproviders.residency.table import Table
 from nbproviders.residency.together import ready_all
 from nbproviders.residency.using import Using
@@ -46,7 +46,9 @@ class Residency:
     """
 
     def __init__(
-        self, memory: Memory | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        memory: Memory | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.memory = memory or Memory()
         self._table = Table(clock)
@@ -236,13 +238,20 @@ class Residency:
         """Return what happened, oldest first."""
         return self._record.events()
 
+    def devices(self) -> list[DeviceUse]:
+        """Return how the memory of each device is shared out. Reads the devices."""
+        return devices.uses(self._table, self.memory, self._mover.admission.sharing)
+
     async def changed(self) -> None:
         """Wait until something changed, half a second at most. On the engine's loop."""
         await self._changes.wait()
 
     async def close(self) -> None:
         """Free everything, whatever is running; for the interpreter's end."""
-        await self.unload(lambda _: True, force=True)
+        try:
+            await self.unload(lambda _: True, force=True)
+        finally:
+            await self._mover.admission.sharing.close()
 
 
 _default: Residency | None = None

@@ -25,8 +25,8 @@ def seat(
     only
         Entries in another state stay.
     """
-    here = entry.state in (State.HOT, State.WARM) and (only is None or entry.state is only)
-    busy = not here or (entry.hard > 0 and not as_if_idle)
+    there = entry.idle or (as_if_idle and entry.state is State.HOT)
+    busy = not there or (only is not None and entry.state is not only)
     now_s = table.now_s()
     return Seat(
         name=entry.key.digest,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from nbproviders.core.model import Model
+from nbproviders.residency.admission import OUTSIDE
 from nbproviders.residency.entry import Entry, Loader, State
 from nbproviders.residency.moving import Left, Mover
 from nbproviders.residency.table import Table
@@ -66,6 +67,7 @@ class _Held:
                 raise Left
         for entry in entries:
             self._claim(entry)
+        self._mover.admission.changes.tell()
         for _, waiter in self._waiters:
             await waiter
 
@@ -79,8 +81,11 @@ class _Held:
         waiter: asyncio.Future[Model] = asyncio.get_running_loop().create_future()
         entry.waiters.append(waiter)
         self._waiters.append((entry, waiter))
+        if entry.state in OUTSIDE:
+            entry.admitted = (
+                True  # also for one that waits in the queue by itself: it is served now
+            )
         if entry.moving is None:
-            entry.admitted = True
             self._mover.go_on(entry)
 
     def again(self, loader: Loader) -> Entry:
