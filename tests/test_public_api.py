@@ -17,7 +17,7 @@ DOCUMENTED = (
     "alias as_evaluator compare compare_sync contains create_provider evaluate evaluate_sync events "
     "exact_match list_available load "
     "load_provider load_sync model plot_next_tokens plot_tokens regex_match register_provider replay "
-    "residents unload unload_all unregister_provider"
+    "residents unload unload_all unregister_provider ResidentsPanel"
 ).split()
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import nbproviders as nbp
 from nbproviders.abc import Model, Progress, ResourceKey
+from nbproviders.core import engine
+from nbproviders.residency import residency as residencies
 from tests.scripted import BOUND_S, Gate, ScriptedModel, ScriptedProvider, happened
 
 
@@ -189,3 +193,225 @@ def test_a_load_that_takes_long_shows_a_bar(
     assert "\u2588" * 10 + "\u2591" in shown
     assert not shown.rpartition("\r")[2].strip()
     assert not shown.rstrip("\r").rpartition("\r")[2].strip()
+
+
+# Sleep, wake, stay
+
+
+DEMO = "transformers:demo-s"
+MOVES = ("slept", "woken")
+
+
+@pytest.fixture
+def default_memory() -> Iterator[None]:
+    """What a test sets for all models is over with it."""
+    yield
+    nbp.set_memory()
+
+
+def test_a_demo_model_sleeps_and_wakes() -> None:
+    """Asleep its weights take nothing, its handle stays open, and the next call writes the same text."""
+    pytest.importorskip("torch")
+    with nbp.model(DEMO) as m:
+        text = m.generate("12+30=")
+        [before] = nbp.residents()
+        assert before.sleeps
+        freed = nbp.sleep(DEMO)
+        [asleep] = nbp.residents()
+        assert (asleep.state, asleep.handles) == ("warm", 1)
+        assert freed == sum(before.bytes.values()) - sum(asleep.bytes.values()) > 100_000
+        assert nbp.sleep(DEMO) == 0
+        assert m.generate("12+30=") == text
+        assert nbp.residents()[0].state == "hot"
+        nbp.sleep(DEMO)
+        nbp.wake(DEMO)
+        assert nbp.residents()[0].state == "hot"
+    moved = [(e.kind, e.moved_bytes > 0, e.bytes) for e in nbp.events() if e.kind in MOVES][-4:]
+    assert moved == [("slept", False, freed), ("woken", True, freed)] * 2
+    assert nbp.residents()[0].load_s == before.load_s
+
+
+def test_what_is_not_in_memory_need_not_sleep(lab: type[ScriptedProvider]) -> None:
+    """No bytes come back, and nothing is loaded for it; wake loads it."""
+    assert nbp.sleep("lab:a") == 0
+    assert lab.loads == []
+    nbp.wake("lab:a", timeout_s=BOUND_S)
+    assert nbp.residents()[0].state == "hot"
+    assert nbp.residents()[0].running == 0
+
+
+def test_what_cannot_sleep_says_so(lab: type[ScriptedProvider]) -> None:
+    """It is an error that says what to do, and the model stays."""
+    nbp.wake("lab:a")
+    with pytest.raises(nbp.UnsupportedError, match="lab:a cannot sleep") as caught:
+        nbp.sleep("lab:a")
+    assert "Unload" in caught.value.hint
+    assert nbp.residents()[0].state == "hot"
+
+
+async def test_sleep_waits_for_running_calls(lab: type[ScriptedProvider]) -> None:
+    """No longer than `timeout_s`; the call goes on undisturbed."""
+    lab.gate = Gate()
+    m = await nbp.load("lab:a")
+    call = asyncio.ensure_future(m.generate("x"))
+    await happened(lab.gate.reached)
+    with pytest.raises(nbp.TimeoutError):
+        await asyncio.to_thread(nbp.sleep, "lab:a", timeout_s=0.1)
+    lab.gate.open()
+    assert await call == "x"
+    m.close()
+
+
+def test_a_pin_keeps_a_model(lab: type[ScriptedProvider], default_memory: None) -> None:
+    """It is loaded, shown as pinned, refuses to sleep with the line to write, and survives pressure."""
+    nbp.set_memory("fake:0=1500")
+    nbp.pin("lab:a")
+    assert [(one.spec, one.pinned) for one in nbp.residents()] == [("lab:a", True)]
+    assert "yes" in repr(nbp.residents()).splitlines()[-1]
+    with pytest.raises(nbp.InvalidRequestError, match="pinned") as caught:
+        nbp.sleep("lab:a")
+    assert 'nbp.unpin("lab:a")' in caught.value.hint
+    nbp.wake("lab:b")
+    nbp.wake("lab:c")
+    assert "lab:a" in {one.spec for one in nbp.residents()}
+    nbp.unpin("lab:a")
+    assert [one.pinned for one in nbp.residents() if one.spec == "lab:a"] == [False]
+    nbp.pin("lab:a")
+    assert nbp.unload("lab:a") == 1000
+
+
+def test_unpin_of_what_is_not_there_or_not_pinned(lab: type[ScriptedProvider]) -> None:
+    """Nothing happens, and nothing is told."""
+    before = len(nbp.events())
+    nbp.unpin("lab:a")
+    nbp.wake("lab:a")
+    nbp.unpin("lab:a")
+    assert {e.kind for e in nbp.events()[before:]} == {"created"}
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"budget": "much"},
+        {"budget": 20},
+        {"budget": {"cpu": 5}},
+        {"budget": "5GiB", "keep_s": 0},
+        {"budget": "5GiB", "keep_s": "soon"},
+        {"keep_s": 5, "wait_s": -1},
+        {"keep_s": 5, "wait_s": float("nan")},
+    ],
+)
+def test_memory_that_cannot_be_set(wrong: dict[str, object], default_memory: None) -> None:
+    """One value that is none is an error of ours, and nothing at all is changed."""
+    nbp.set_memory("cpu=7GiB", keep_s=77, wait_s=7)
+    with pytest.raises(nbp.ConfigurationError):
+        nbp.set_memory(**wrong)  # type: ignore[arg-type]
+    memory = residencies.default().memory
+    assert (memory.budget("cpu"), memory.keep_s()) == (7 * 2**30, 77)
+    assert residencies.default()._mover.admission.wait_s == 7
+
+
+def test_a_smaller_budget_is_kept_at_once(
+    lab: type[ScriptedProvider], default_memory: None
+) -> None:
+    """Idle models leave when it is set, not when the next one loads."""
+    nbp.wake("lab:a")
+    nbp.set_memory("fake:0=500")
+    until_gone()
+
+
+def until_gone() -> None:
+    deadline_s = time.monotonic() + BOUND_S
+    while nbp.residents():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+def test_models_that_nobody_uses_leave(lab: type[ScriptedProvider], default_memory: None) -> None:
+    """From when it is set, also for those that are there already; a pinned one stays."""
+    nbp.wake("lab:a")
+    nbp.set_memory(keep_s=0.05)
+    until_gone()
+    nbp.pin("lab:b")
+    nbp.wake("lab:c")
+    deadline_s = time.monotonic() + BOUND_S
+    while len(nbp.residents()) > 1:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    assert [one.spec for one in nbp.residents()] == ["lab:b"]
+
+
+def test_the_longest_wait_for_memory(lab: type[ScriptedProvider], default_memory: None) -> None:
+    """A call that holds what another needs is waited for as long as was set."""
+
+    class Sized(lab):  # type: ignore[misc, valid-type]
+        def estimate(self, key: ResourceKey) -> dict[str, int]:
+            return {"fake:0": 1000}
+
+    Sized.gate = Gate()
+    nbp.register_provider("sized", Sized)
+    nbp.set_memory("fake:0=1500", wait_s=0.2)
+    with nbp.model("sized:a") as m:
+        stream = m.stream("one two")
+        running = threading.Thread(target=lambda: list(stream))
+        running.start()
+        assert Sized.gate.reached.wait(BOUND_S)
+        with pytest.raises(nbp.InsufficientMemoryError, match="sized:a: fake:0 1000 B .hot, 1 run"):
+            nbp.load_sync("sized:b", timeout_s=BOUND_S)
+        Sized.gate.open()
+        running.join(BOUND_S)
+    nbp.load_sync("sized:b", timeout_s=BOUND_S).close()
+
+
+def test_will_it_fit_a_demo_model(default_memory: None) -> None:
+    """The figures of a real model before it is loaded; nothing is loaded, and nobody leaves."""
+    pytest.importorskip("torch")
+    nbp.wake(DEMO)
+    before = len(nbp.events())
+    here, other = nbp.will_it_fit(DEMO), nbp.will_it_fit("transformers:demo-m")
+    assert (here.fit.verdict, other.fit.verdict) == ("here", "fits")
+    assert other.fit.estimate.weights["cpu"] > 1_000_000
+    assert "transformers:demo-m fits." in repr(other)
+    nbp.set_memory("cpu=2MB")
+    assert not nbp.will_it_fit("transformers:demo-m")
+    nbp.set_memory(f"cpu={sum(other.fit.estimate.values())}")
+    tight = nbp.will_it_fit("transformers:demo-m")
+    assert (tight.fit.verdict, tight.fit.moves) == ("after", ((DEMO, "sleep"),))
+    assert [one.spec for one in nbp.residents()] == [DEMO]
+    assert {e.kind for e in nbp.events()[before:]} <= {"slept"}
+
+
+@pytest.mark.parametrize("reference", ["nobody:x", "demo-m", "", "echo:x?oops=1", None, 5])
+@pytest.mark.parametrize(
+    "ask", [nbp.sleep, nbp.wake, nbp.pin, nbp.unpin, nbp.will_it_fit, nbp.models]
+)
+def test_references_that_cannot_be(ask: Callable[[object], object], reference: object) -> None:
+    """Each of these refuses what is no reference with an error of ours, and loads nothing."""
+    with pytest.raises(nbp.ConfigurationError):
+        ask(reference)
+    assert nbp.residents() == []
+
+
+def test_models_that_are_elsewhere_are_nothing_to_move() -> None:
+    """One that takes no memory can be asked all of it: it is ready, pinned in name, and cannot sleep."""
+    nbp.wake("echo:echo")
+    nbp.pin("echo:echo")
+    nbp.unpin("echo:echo")
+    with pytest.raises(nbp.UnsupportedError, match="echo:echo cannot sleep"):
+        nbp.sleep("echo:echo")
+    assert nbp.will_it_fit("echo:echo").fit.verdict == "here"
+
+
+async def test_none_of_them_hangs_on_the_engine() -> None:
+    """Where waiting would never end, it is refused at once."""
+
+    async def inside() -> None:
+        for ask in (nbp.sleep, nbp.wake, nbp.pin, nbp.will_it_fit):
+            with pytest.raises(nbp.ConfigurationError, match="engine's own thread"):
+                ask("echo:echo")
+
+    (await nbp.load("echo:echo")).close()
+    await engine.default().call(inside)

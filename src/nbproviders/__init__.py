@@ -73,11 +73,19 @@ if TYPE_CHECKING:  # by its own name each: so type checkers know that it is publ
         events as events,
         load as load,
         load_sync as load_sync,
+        models as models,
+        pin as pin,
         residents as residents,
+        set_memory as set_memory,
+        sleep as sleep,
         unload as unload,
         unload_all as unload_all,
+        unpin as unpin,
+        wake as wake,
+        will_it_fit as will_it_fit,
     )
     from nbproviders.widgets.picker import ModelPicker as ModelPicker
+    from nbproviders.widgets.residents import ResidentsPanel as ResidentsPanel
 
 __version__ = "0.1.0"
 
@@ -125,8 +133,23 @@ _HOMES = {
     "render.tokens": ("plot_tokens",),
     "routing.replay": ("replay",),
     "routing.router": ("Router",),
-    "session": ("events", "load", "load_sync", "residents", "unload", "unload_all"),
+    "session": (
+        "events",
+        "load",
+        "load_sync",
+        "models",
+        "pin",
+        "residents",
+        "set_memory",
+        "sleep",
+        "unload",
+        "unload_all",
+        "unpin",
+        "wake",
+        "will_it_fit",
+    ),
     "widgets.picker": ("ModelPicker",),
+    "widgets.residents": ("ResidentsPanel",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _SUBMODULES = frozenset({"abc", "demo", "errors"})

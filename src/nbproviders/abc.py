@@ -16,12 +16,15 @@ from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import GenerationParams, Message, Messages, Request, as_request
 from nbproviders.core.spec import ModelSpec, ResourceKey
 from nbproviders.core.tokens import KnowsTokens, Score, Token
+from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.progress import Progress
+from nbproviders.residency.sleeping import Sleeps, Transfer
 
 __all__ = [
     "BaseProvider",
     "Chunk",
     "Completion",
+    "Estimate",
     "Finish",
     "GenerationParams",
     "KnowsTokens",
@@ -40,8 +43,10 @@ __all__ = [
     "ResourceHandle",
     "ResourceKey",
     "Score",
+    "Sleeps",
     "Stream",
     "Token",
+    "Transfer",
     "Usage",
     "WeightsProvider",
     "adapt",

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from nbproviders.authoring import fixtures
+from nbproviders.authoring import fixtures, origins
 from nbproviders.authoring.opening import ModelContext
 from nbproviders.authoring.provider import ModelProvider
 from nbproviders.authoring.wrapped import as_provider, construct
@@ -268,7 +268,7 @@ def _target(name: str) -> Any:
 
 
 def _construct(target: Any, name: str, config: dict[str, Any]) -> ModelProvider:
-    rest = None
+    rest, made_of = None, ""
     if fixtures.is_fixture(target):
         if config:
             raise ConfigurationError(
@@ -277,13 +277,16 @@ def _construct(target: Any, name: str, config: dict[str, Any]) -> ModelProvider:
             )
         target, rest = fixtures.opened(target, name)
     elif callable(target) and not isinstance(target, ModelProvider):
+        made_of = origins.of_made(target, config)
         target = construct(target, name, config)
     elif config:
         raise ConfigurationError(
             f"The provider {name!r} is an instance already and takes no configuration: "
             f"{', '.join(config)}."
         )
-    provider = as_provider(target, name)
+    elif not isinstance(target, ModelProvider):
+        made_of = origins.of_object(target)
+    provider = as_provider(target, name, made_of)
     provider.go_by(name)
     if rest is not None:
         _close_with(provider, name, rest)

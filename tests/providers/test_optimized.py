@@ -116,7 +116,8 @@ def test_compiled_parts_are_used(
     real = optimized._seconds
     monkeypatch.setattr(optimized, "_seconds", lambda model: (real(model), next(times))[1])
     with nbp.model("optimized:demo-m?device=cpu", **{**OFF, "compile": True}) as model:
-        assert model.info.notes == ()
+        [note] = model.info.notes
+        assert note.endswith("loaded again: parts of it are compiled")
         assert compiled_parts(model.raw)
         assert len(graphs) > 0
         before = len(graphs)
@@ -197,9 +198,10 @@ def test_quantized_layers_are_not_compiled() -> None:
     pytest.importorskip("bitsandbytes")
     options = {**OFF, "compile": True, "quantization": "int8"}
     with nbp.model("optimized:demo-xs?device=cpu", **options) as model:
-        assert model.info.notes == (
+        assert model.info.notes[:-1] == (
             "torch.compile: layers in 4 or 8 bits are not compiled; plain is used",
         )
+        assert model.info.notes[-1].endswith("loaded again: its weights are quantized")
 
 
 class Doubling(OptimizedProvider):

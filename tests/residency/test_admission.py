@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from nbproviders.errors import InsufficientMemoryError
+from nbproviders.residency.admission import BREAK_S, MOST_OVERTAKEN, PATIENCE_S
 from nbproviders.residency.entry import State
 from nbproviders.residency.memory import Memory, Reading
 from nbproviders.residency.progress import Progress
@@ -15,6 +16,7 @@ from tests.scripted import (
     Gate,
     ScriptedLoader,
     ScriptedModel,
+    SleepyLoader,
     house,
     in_virtual_time,
     operate,
@@ -127,8 +129,11 @@ async def test_waiting_has_an_end() -> None:
     assert 60 <= asyncio.get_running_loop().time() - began_s < 62
     text = str(caught.value)
     assert "Failed to setup resource 'scripted:new'" in text
-    assert "needs 60 B on gpu, 20 B on gpu too much: models that are running did not end" in text
-    assert "scripted:busy: gpu 60 B (hot, 1 running, 0 open)" in text
+    assert (
+        "needs 60 B on gpu. That is 20 B on gpu too much: models that are running did not end"
+        in text
+    )
+    assert "scripted:busy: gpu 60 B (ready, 1 running, 0 open)" in text
     assert "NBPROVIDERS_BUDGET" in text
     assert specs(home) == {"busy"}
     running.cancel()
@@ -162,7 +167,10 @@ async def test_what_never_fits_is_refused_at_once() -> None:
         await home.lease(ScriptedLoader("huge", needs=130))
     assert asyncio.get_running_loop().time() == began_s
     text = str(caught.value)
-    assert "needs 130 B on gpu, 30 B on gpu too much: that is more than the budget" in text
+    assert (
+        "needs 130 B on gpu. That is 30 B on gpu too much: it is more than the budget allows"
+        in text
+    )
     assert "scripted:small: gpu 10 B" in text
     assert "huge:" not in text
     assert specs(home) == {"small"}
@@ -283,3 +291,181 @@ async def test_one_that_fits_does_not_queue_behind_one_that_waits() -> None:
     large.cancel()
     running.cancel()
     await turns()
+
+
+# Turns
+
+
+@in_virtual_time
+async def test_no_more_than_some_go_before_one_who_waits() -> None:
+    """Small ones pass while there is room for them, eight at most; then they stand behind."""
+    home, gate = house(100), Gate()
+    running = start(operate(home, ScriptedLoader("busy", needs=60), gate))
+    await turns()
+    large = start(home.lease(ScriptedLoader("large", needs=90)))
+    await turns()
+    small = [ScriptedLoader(f"s{n}", needs=2) for n in range(12)]
+    asking = [start(home.lease(loader)) for loader in small]
+    await asyncio.sleep(1)
+    assert sum(loader.loads for loader in small) == MOST_OVERTAKEN
+    assert not large.done()
+    gate.open()
+    (await large).release()
+    for task in asking:
+        (await task).release()
+    await running
+    assert sum(loader.loads for loader in small) == len(small)
+
+
+async def use_without_end(home: Residency, loader: ScriptedLoader, stop: asyncio.Event) -> int:
+    """Use a model by two who take turns, so that it is never free; return how often."""
+    uses = 0
+
+    async def again_and_again() -> None:
+        nonlocal uses
+        while not stop.is_set():
+            async with home.using(loader):
+                uses += 1
+                await asyncio.sleep(1)
+
+    second = start(again_and_again())
+    await asyncio.sleep(0.5)
+    await again_and_again()
+    await second
+    return uses
+
+
+@pytest.mark.parametrize("kind", [SleepyLoader, ScriptedLoader])
+@in_virtual_time
+async def test_a_model_used_without_end_makes_a_break_for_one_who_waits(
+    kind: type[ScriptedLoader],
+) -> None:
+    """Calls that overlap would keep it for ever: after a while new ones wait, and the other has its turn."""
+    home, stop = house(100, host=0), asyncio.Event()
+    endless, new = kind("endless", needs=60), ScriptedLoader("new", needs=60)
+    using = start(use_without_end(home, endless, stop))
+    await asyncio.sleep(3)
+    began_s = asyncio.get_running_loop().time()
+    lease = await home.lease(new)
+    waited_s = asyncio.get_running_loop().time() - began_s
+    assert PATIENCE_S <= waited_s < PATIENCE_S + 3
+    assert new.loads == 1
+    lease.release()
+    await asyncio.sleep(5)
+    assert specs(home) - {"new"} == {"endless"}
+    stop.set()
+    assert await using > 10
+
+
+@pytest.mark.parametrize("kind", [SleepyLoader, ScriptedLoader])
+@in_virtual_time
+async def test_who_makes_a_break_does_not_take_the_room_back(kind: type[ScriptedLoader]) -> None:
+    """The room was made for the one who waits: the others come after it, though they would fit again."""
+    home, stop = house(100, host=0), asyncio.Event()
+    endless, new = kind("endless", needs=60), ScriptedLoader("new", needs=60)
+    using = start(use_without_end(home, endless, stop))
+    await asyncio.sleep(3)
+    (await home.lease(new)).release()
+    stop.set()
+    await using
+    woken = sum(e.kind == "woken" for e in home.events())
+    assert endless.loads + woken == 2  # at first, and after the other had its turn
+
+
+@in_virtual_time
+async def test_a_break_has_an_end() -> None:
+    """A use inside a use of the same model waits for itself while the model makes a break: not for ever."""
+    home, done = house(100), []
+
+    async def nested() -> None:
+        async with home.using(loader):
+            await asyncio.sleep(PATIENCE_S + 1)
+            async with home.using(loader):
+                done.append(asyncio.get_running_loop().time())
+
+    loader = ScriptedLoader("nested", needs=60)
+    using = start(nested())
+    await turns()
+    new = start(home.lease(ScriptedLoader("new", needs=60)))
+    await using
+    assert PATIENCE_S + BREAK_S <= done[0] < PATIENCE_S + BREAK_S + 1
+    (await new).release()
+
+
+@in_virtual_time
+async def test_a_use_inside_a_use_that_cannot_both_fit_is_refused() -> None:
+    """Waiting for one's own model comes to an end, with the table that shows it; then all is as before."""
+    home = house(100)
+    outer, inner = ScriptedLoader("outer", needs=60), ScriptedLoader("inner", needs=60)
+    with pytest.raises(InsufficientMemoryError, match="scripted:outer: gpu 60 B .ready, 1 running"):
+        async with home.using(outer), home.using(inner):
+            pass
+    assert asyncio.get_running_loop().time() < 62
+    await resident(home, inner, outer)
+
+
+@in_virtual_time
+async def test_the_longest_wait_can_be_set() -> None:
+    """It is counted from when one's turn came."""
+    home = house(100)
+    home.set_wait(7.0)
+    running = start(operate(home, ScriptedLoader("busy", needs=60), Gate()))
+    await turns()
+    first = start(home.lease(ScriptedLoader("first", needs=60)))
+    second = start(home.lease(ScriptedLoader("second", needs=60)))
+    for task, end_s in ((first, 7), (second, 14)):
+        with pytest.raises(InsufficientMemoryError):
+            await task
+        assert end_s <= asyncio.get_running_loop().time() < end_s + 1
+    running.cancel()
+
+
+@in_virtual_time
+async def test_a_refused_or_cancelled_one_ends_the_break_it_asked_for() -> None:
+    """Nobody waits in vain for one who has gone."""
+    home, gate = house(100), Gate()
+    busy = ScriptedLoader("busy", needs=60)
+    running = start(operate(home, busy, gate))
+    await turns()
+    waiting = start(home.lease(ScriptedLoader("new", needs=60)))
+    await asyncio.sleep(PATIENCE_S + 1)
+    held_up = start(operate(home, busy, Gate(opened=True)))
+    await turns()
+    assert not held_up.done()
+    waiting.cancel()
+    await turns()
+    assert held_up.done()
+    gate.open()
+    await running
+
+
+@in_virtual_time
+async def test_a_pinned_model_makes_no_break() -> None:
+    """It will not leave, so nobody who uses it is held up for the sake of another."""
+    home = house(100)
+    pinned, busy = ScriptedLoader("pinned", needs=30), ScriptedLoader("busy", needs=60)
+    await home.pin(pinned)
+    running = [start(operate(home, loader, Gate())) for loader in (pinned, busy)]
+    await turns()
+    waiting = start(home.lease(ScriptedLoader("new", needs=60)))
+    await asyncio.sleep(PATIENCE_S + 1)
+    yielding = {str(entry.spec): entry.yielding for entry in home.entries()}
+    assert yielding == {"scripted:pinned": False, "scripted:busy": True, "scripted:new": False}
+    for task in (*running, waiting):
+        task.cancel()
+
+
+@in_virtual_time
+async def test_less_is_allowed_from_now_on() -> None:
+    """A smaller budget has idle models leave at once, the least missed first; those in use stay."""
+    home, gate = house(100), Gate()
+    idle = [ScriptedLoader(name, needs=20) for name in "ab"]
+    await resident(home, *idle)
+    running = start(operate(home, ScriptedLoader("busy", needs=40), gate))
+    await turns()
+    home.memory.set_budget({"gpu": 70})
+    home.settle()
+    await turns()
+    assert specs(home) == {"b", "busy"}
+    gate.open()
+    await running

@@ -9,7 +9,7 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders.core.params import Request
-from nbproviders.errors import ClosedError, ProviderError
+from nbproviders.errors import ClosedError, InsufficientMemoryError, ProviderError
 from nbproviders.residency.entry import State
 from nbproviders.residency.leased import LeasedModel
 from tests.scripted import Gate, ScriptedLoader, ScriptedModel, house, in_virtual_time, start, turns
@@ -139,3 +139,55 @@ async def test_defaults_fill_what_a_request_does_not_give() -> None:
     assert model._asked("a").params.given() == {"seed": 7, "max_tokens": 5}
     assert model._asked("a", seed=1).params.given() == {"seed": 1, "max_tokens": 5}
     assert (await model.generate("one two")).spec == "scripted:a"
+
+
+class Tight(ScriptedModel):
+    """Runs out of memory a number of times, before or after the first word."""
+
+    def __init__(self, failures: int, after: int = 0) -> None:
+        super().__init__(memory_bytes={"gpu": 10})
+        self.failures, self._after = failures, after
+
+    async def _run(self, request: Request):  # type: ignore[no-untyped-def]
+        count = 0
+        async for item in super()._run(request):
+            if self.failures and count == self._after:
+                self.failures -= 1
+                raise InsufficientMemoryError("the device is full")
+            count += 1
+            yield item
+
+
+@in_virtual_time
+async def test_out_of_memory_in_a_call_makes_room_once() -> None:
+    """Idle models leave the device and the call is made again; whole or streamed, its text is whole."""
+    for how in ("generate", "stream"):
+        home, idle = house(100), ScriptedLoader("idle", needs=10)
+        (await home.lease(idle)).release()
+        tight = ScriptedLoader("tight", needs=10, make=lambda: Tight(1))
+        model = LeasedModel(home, tight)
+        if how == "generate":
+            assert await model.generate("one two") == "one two"
+        else:
+            assert "".join([chunk async for chunk in model.stream("one two")]) == "one two"
+        assert idle.model.closed == 1
+        assert [e.hard for e in home.entries()] == [0]
+
+
+@in_virtual_time
+async def test_out_of_memory_without_a_way_out_says_who_holds_what() -> None:
+    """Nobody idle, or out of memory again, or in the middle of a text: the error has the table."""
+    home = house(100)
+    model = LeasedModel(home, ScriptedLoader("tight", needs=10, make=lambda: Tight(9)))
+    with pytest.raises(InsufficientMemoryError, match="(?s)device is full.*Nothing is in memory"):
+        await model.generate("one")
+    (await home.lease(ScriptedLoader("idle", needs=10))).release()
+    with pytest.raises(InsufficientMemoryError, match="device is full"):
+        await model.generate("one")
+    model = LeasedModel(home, ScriptedLoader("late", needs=10, make=lambda: Tight(1, after=1)))
+    (await home.lease(ScriptedLoader("idle", needs=10))).release()
+    stream = model.stream("one two")
+    with pytest.raises(InsufficientMemoryError, match="device is full"):
+        [chunk async for chunk in stream]
+    assert stream.text == "one"
+    assert [entry.hard for entry in home.entries()] == [0, 0, 0]

@@ -10,12 +10,17 @@ from nbproviders.errors import ConfigurationError
 from nbproviders.residency import memory
 from nbproviders.residency.memory import (
     GIB,
+    HOST,
+    HOST_SHARE,
+    KEEP_VARIABLE,
     MIB,
     Memory,
     Reading,
     headroom,
     parse_budget,
+    parse_keep,
     parse_size,
+    parse_wait,
     probe_cpu,
     size_text,
 )
@@ -38,7 +43,9 @@ def test_sizes_as_people_write_them(text: str, count: int) -> None:
     assert parse_size(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "lots", "-1GiB", "20 GiBs", "1e9", "GiB", "1,5GiB"])
+@pytest.mark.parametrize(
+    "text", ["", "lots", "-1GiB", "20 GiBs", "1e9", "GiB", "1,5GiB", "0 qB", "9" * 400]
+)
 def test_no_sizes(text: str) -> None:
     """What is no size is refused with itself and an example."""
     with pytest.raises(ConfigurationError) as caught:
@@ -54,6 +61,43 @@ def test_budgets_by_device() -> None:
     assert parse_budget("") == {}
     with pytest.raises(ConfigurationError):
         parse_budget("cuda:0=much")
+
+
+@pytest.mark.parametrize("budget", [20, {"cuda:0": 20}, True, b"20GiB"])
+def test_a_budget_that_is_no_text_is_refused(budget: object) -> None:
+    """A number without a unit may mean bytes or gigabytes: it is asked for, not guessed."""
+    with pytest.raises(ConfigurationError, match=f"not {type(budget).__name__}") as caught:
+        parse_budget(budget)  # type: ignore[arg-type]
+    assert "20GiB" in caught.value.hint
+
+
+@pytest.mark.parametrize("value", [0, -1, "soon", "", float("nan"), float("inf"), True, [5]])
+def test_what_is_no_time_is_refused(value: object) -> None:
+    """The error names the value and what it is for."""
+    with pytest.raises(ConfigurationError, match="may stay unused") as caught:
+        parse_keep(value)
+    assert repr(value) in caught.value.message
+    assert KEEP_VARIABLE in caught.value.hint
+    with pytest.raises(ConfigurationError, match="to wait for memory") as caught:
+        parse_wait(value)
+    assert "wait_s=" in caught.value.hint
+
+
+def test_how_long_a_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default until its room is wanted; the variable is read anew, and code wins."""
+    monkeypatch.delenv(KEEP_VARIABLE, raising=False)
+    found = Memory()
+    assert found.keep_s() is None
+    monkeypatch.setenv(KEEP_VARIABLE, " 900 ")
+    assert found.keep_s() == 900
+    found.set_keep(5.5)
+    assert found.keep_s() == 5.5
+    found.set_keep(None)
+    monkeypatch.setenv(KEEP_VARIABLE, "-3")
+    with pytest.raises(ConfigurationError, match="'-3'"):
+        found.keep_s()
+    monkeypatch.setenv(KEEP_VARIABLE, "")
+    assert found.keep_s() is None
 
 
 @pytest.mark.parametrize(
@@ -122,6 +166,34 @@ def test_a_probe_reads_all_devices_of_its_kind() -> None:
     found = Memory({}, {"cuda": lambda device: Reading(int(device[-1]), 0)})
     assert found.reading("cuda:3") == Reading(3, 0)
     assert found.reading("tpu:0") is None
+
+
+def test_copies_in_main_memory_have_a_budget_of_their_own() -> None:
+    """A share of the machine unless the user says, whatever accelerators have; within what is free."""
+    share = int(probe_cpu().total_bytes * HOST_SHARE)
+    assert Memory({"": 20}).budget(HOST) == Memory({}).budget(HOST) == share
+    assert Memory({HOST: 7}).budget(HOST) == 7
+    free = Memory({HOST: 1000}, {"cpu": lambda _: Reading(1000, 300)})
+    assert free.limit(HOST, 50) == 50 + 300 - headroom(1000)
+    assert Memory({HOST: 0}).limit(HOST, 0) == 0
+
+
+def test_what_is_promised_elsewhere_is_not_free() -> None:
+    """What others were promised of the same memory, and still shows as free, is theirs."""
+    found = Memory({}, {"x": lambda _: Reading(1000, 500)})
+    assert found.limit("x", 0, pending_bytes=150) == 250
+    assert found.limit("x", 60, pending_bytes=900) == 60
+
+
+def test_devices_that_are_shared_are_named_alike_by_all() -> None:
+    """A kind with an identity is shared; who cannot see others' use says so; the rest is ours alone."""
+    found = Memory({"cuda:0": 5, "": 7}, {"x": lambda _: Reading(1, 1)})
+    found.add_probe("cuda", lambda _: Reading(9, 9), identity=lambda name: f"uuid of {name}")
+    found.add_probe("blind", lambda _: Reading(9, 9), sees_others=False)
+    assert found.identity("cuda:1") == "uuid of cuda:1"
+    assert (found.identity("x"), found.identity("cpu"), found.identity("blind:0")) == ("", "", "")
+    assert (found.sees_others("cuda:0"), found.sees_others("blind:0")) == (True, False)
+    assert found.named() == {"cuda:0"}
 
 
 def test_main_memory_is_read() -> None:

@@ -470,7 +470,7 @@ async def test_residents_tell_what_is_there() -> None:
     )
     assert one.idle_s == pytest.approx(7)
     assert one.progress is None
-    assert "scripted:a: gpu 30 B (hot, 0 running, 1 open)" in held_text([one])
+    assert "scripted:a: gpu 30 B (ready, 0 running, 1 open)" in held_text([one])
     lease.release()
     assert held_text([]) == "Nothing is in memory."
 

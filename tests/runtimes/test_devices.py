@@ -11,7 +11,7 @@ import pytest
 
 from nbproviders.errors import ConfigurationError
 from nbproviders.residency.memory import Memory
-from nbproviders.runtimes import devices
+from nbproviders.runtimes import devices, virtual
 
 torch = pytest.importorskip("torch")
 
@@ -35,6 +35,27 @@ def test_the_cpu_can_always_be_read() -> None:
     reading = memory.reading("cpu")
     assert reading is not None
     assert 0 < reading.free_bytes <= reading.total_bytes
+
+
+def test_virtual_devices_are_there_when_described_and_nobodys_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A virtual device is resolved by its name, computed by the CPU, read, and never chosen by itself."""
+    monkeypatch.delenv(virtual.VARIABLE, raising=False)
+    with pytest.raises(ConfigurationError, match="virtual:3"):
+        devices.resolve_device("virtual:3")
+    monkeypatch.setenv(virtual.VARIABLE, "virtual:3=7MiB")
+    assert devices.resolve_device("virtual:3") == "virtual:3"
+    assert devices.computes_on("virtual:3") == "cpu"
+    assert devices.resolve_device("auto") == devices.best_device() != "virtual:3"
+    with pytest.raises(ConfigurationError) as caught:
+        devices.resolve_device("virtual:4")
+    assert "virtual:3" in caught.value.hint
+    memory = Memory()
+    devices.add_probes(memory)
+    reading = memory.reading("virtual:3")
+    assert reading is not None
+    assert reading.free_bytes == 7 * 2**20
 
 
 def test_small_work_takes_one_core_of_this_thread_alone() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nbproviders.authoring.adapted import adapt
+from nbproviders.authoring.origins import free_former
 from nbproviders.core.completion import Cost, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request
@@ -29,6 +30,7 @@ class ResourceLoader:
 
     async def estimate(self) -> Mapping[str, int]:
         """Nothing is known of what an author's setup takes."""
+        await free_former(self.key.origin)
         return {}
 
     async def load(self, progress: Progress) -> Model:
@@ -113,7 +115,12 @@ class ResidentLoader:
 
     async def estimate(self) -> Mapping[str, int]:
         """Ask the provider, off the loop: headers are read and libraries imported."""
+        await free_former(self.key.origin)
         return await asyncio.to_thread(self._provider.estimate, self.key)
+
+    async def prefetch(self, progress: Progress) -> None:
+        """Have the provider read ahead, on a thread; it stops when `progress` is cancelled."""
+        await asyncio.to_thread(self._provider.prefetch, self.key, progress)
 
     async def load(self, progress: Progress) -> Model:
         """Run `load`. Cancelled, one on a thread stops at its next report and leaves nothing."""

@@ -6,23 +6,24 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from nbproviders.authoring.blocks import Blocks
 from nbproviders.authoring.progress import Line, bar
 from nbproviders.catalog import aliases
 from nbproviders.core import engine
 from nbproviders.core.client import Client, SyncClient
 from nbproviders.core.params import GenerationParams
-from nbproviders.errors import ClosedError
 from nbproviders.residency import lease as leases, residency as residencies
-from nbproviders.residency.entry import Loader
+from nbproviders.residency.entry import Entry, Loader
 from nbproviders.residency.lease import Lease
 from nbproviders.residency.leased import LeasedModel
 from nbproviders.residency.memory import size_text
 
+T = TypeVar("T")
 _SHOW_AFTER_S = 1.0
 _REFRESH_S = 0.2
 
@@ -75,7 +76,13 @@ class Opened:
         lease = self._residency.lease_now(self.loader)
         if lease is None:
             opened_in = leases.here()
-            lease = await _shown(self.loader, lambda: self._residency.lease(self.loader, opened_in))
+            lease = await shown(
+                [self.loader], lambda: self._residency.lease(self.loader, opened_in)
+            )
+        return self.client_of(lease)
+
+    def client_of(self, lease: Lease) -> Client:
+        """Return a client that gives this lease back."""
         return Client(self.model, lease.release, self._reopen)
 
     def client_now(self, timeout_s: float | None = None) -> SyncClient:
@@ -87,8 +94,11 @@ class Opened:
             lease = engine.default().wait(
                 lambda: self._residency.lease(self.loader, opened_in), timeout_s
             )
-        return SyncClient(self.model, lease.release, self._reopen)
+        return self.client_now_of(lease)
 
+    def client_now_of(self, lease: Lease) -> SyncClient:
+        """Return a blocking client that gives this lease back."""
+        return SyncClient(self.model, lease.release, self._reopen)
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -104,8 +114,12 @@ class ModelContext:
 
     def __init__(self, opened: Opened) -> None:
         self._opened = opened
-        # Entered at once by several tasks or threads, each leaves with its own client.
-        self._clients: dict[object, list[Client | SyncClient]] = {}
+        self._blocks: Blocks[Client | SyncClient] = Blocks()
+
+    @property
+    def opened(self) -> Opened:
+        """The resolved reference, for what opens several at once."""
+        return self._opened
 
     @property
     def loader(self) -> Loader:
@@ -140,7 +154,7 @@ class ModelContext:
     async def __aenter__(self) -> Client:
         __tracebackhide__ = True
         client = await self._opened.client()
-        self._clients.setdefault(asyncio.current_task(), []).append(client)
+        self._blocks.enter(asyncio.current_task(), client)
         return client
 
     async def __aexit__(
@@ -149,12 +163,12 @@ class ModelContext:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave(asyncio.current_task())
+        self._blocks.leave(asyncio.current_task()).close()
 
     def __enter__(self) -> SyncClient:
         __tracebackhide__ = True
         client = self._opened.client_now()
-        self._clients.setdefault(threading.get_ident(), []).append(client)
+        self._blocks.enter(threading.get_ident(), client)
         return client
 
     def __exit__(
@@ -163,17 +177,7 @@ class ModelContext:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave(threading.get_ident())
-
-    def _leave(self, who: object) -> None:
-        # A fixture may be left by another task than entered it: then the oldest is meant.
-        place = who if who in self._clients else next(iter(self._clients), None)
-        if place is None:
-            raise ClosedError("This block was left more often than it was entered.")
-        clients = self._clients[place]
-        clients.pop().close()
-        if not clients:
-            del self._clients[place]
+        self._blocks.leave(threading.get_ident()).close()
 
     def __repr__(self) -> str:
         return f"<model {self._opened.loader.spec}; use it as: async with … as m, or with … as m>"
@@ -190,36 +194,39 @@ class ModelContext:
         raise AttributeError(said)
 
 
-async def _shown(loader: Loader, lease: Callable[[], Any]) -> Lease:
-    """Wait for a load; show a progress bar if it takes longer than a second."""
+async def shown(loaders: Sequence[Loader], lease: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Wait for loads; show a progress bar if it takes longer than a second."""
     __tracebackhide__ = True
     if engine.default().here:  # a comparison or a widget, which shows progress of its own
-        found: Lease = await lease()
-        return found
-    work: asyncio.Task[Lease] = asyncio.ensure_future(engine.default().call(lease))
+        return await lease()
+    work: asyncio.Task[T] = asyncio.ensure_future(engine.default().call(lease))
     try:
         done, _ = await asyncio.wait({work}, timeout=_SHOW_AFTER_S)
         if not done:
-            await _bar(loader, work)
+            await _bar(loaders, work)
         return await work
     except asyncio.CancelledError:
         work.cancel()
         raise
 
 
-async def _bar(loader: Loader, work: asyncio.Task[Lease]) -> None:
+async def _bar(loaders: Sequence[Loader], work: asyncio.Future[Any]) -> None:
     residency = residencies.default()
     began_s = time.monotonic()
     with Line() as line:
         while not work.done():
-            entry = residency.find(loader.key)
-            if entry is not None:
-                progress = entry.progress
-                text = (
-                    f"Loading {loader.spec}: {progress.phase}, {time.monotonic() - began_s:.0f} s"
-                )
-                if progress.fraction is not None:
-                    done, total = map(size_text, (progress.done_bytes, progress.total_bytes))
-                    text += f"  {bar(progress.fraction)}  {done} of {total}"
-                line.show(text)
+            entries = [entry for one in loaders if (entry := residency.find(one.key)) is not None]
+            coming = [entry for entry in entries if entry.coming]
+            if coming:
+                line.show(_told(coming[0], time.monotonic() - began_s))
             await asyncio.wait({work}, timeout=_REFRESH_S)
+
+
+def _told(entry: Entry, elapsed_s: float) -> str:
+    progress = entry.progress
+    verb = "Loading" if entry.model is None else "Waking"
+    text = f"{verb} {entry.spec}: {progress.phase}, {elapsed_s:.0f} s"
+    if progress.fraction is not None:
+        done, total = map(size_text, (progress.done_bytes, progress.total_bytes))
+        text += f"  {bar(progress.fraction)}  {done} of {total}"
+    return text

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import inspect
-import itertools
-import sys
-import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from nbproviders.authoring.group import ModelGroup
 from nbproviders.authoring.loading import ResourceLoader
 from nbproviders.authoring.opening import ModelContext, Opened
 from nbproviders.authoring.options import Option, check, split
+from nbproviders.authoring.origins import alone, origin
 from nbproviders.catalog import aliases
 from nbproviders.core import engine
 from nbproviders.core.client import SyncClient
@@ -155,6 +153,13 @@ class ModelProvider(ABC):
         """
         return ModelContext(self._open(spec, config))
 
+    def models(self, *specs: str) -> ModelGroup:
+        """Return models to open together: ``async with provider.models("a", "b") as (a, b)``.
+
+        All are in memory at once, or none: room is made for all before the first loads.
+        """
+        return ModelGroup([self.model(spec) for spec in specs])
+
     def resolve(self, spec: str | ModelSpec, **config: Any) -> ResourceKey:
         """Return what a reference loads here: alias, options and revision resolved."""
         name = spec.name if isinstance(spec, ModelSpec) else spec
@@ -268,44 +273,11 @@ def _shown(name: str, value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
 
 
-_serial = itertools.count(1)
-_classes: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
-
-
-def origin(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any], self: object) -> str:
-    """Return the identity of a provider: its class and canonical constructor arguments.
-
-    A class defined in a notebook is another one each time its cell runs: its code may have changed.
-    Arguments without canonical form make the instance its own origin.
-    """
-    try:
-        made_by: Any = vars(cls).get("__init__") or cls.__init__  # type: ignore[misc]
-        bound = inspect.signature(made_by).bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        values = dict(list(bound.arguments.items())[1:])
-        arguments = canonical(values)
-    except TypeError:
-        arguments = f"#{next(_serial)}"
-    return f"{_class_name(cls)}({arguments})"
-
-
-def _class_name(cls: type) -> str:
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    found: Any = None if cls.__module__ == "__main__" else sys.modules.get(cls.__module__)
-    for part in cls.__qualname__.split("."):
-        found = getattr(found, part, None)
-    if found is not None:
-        return name
-    if cls not in _classes:
-        _classes[cls] = f"{name}#{next(_serial)}"
-    return _classes[cls]
-
-
 def _canonical_or_alone(values: Mapping[str, Any]) -> str:
     try:
         return canonical(values)
     except TypeError:
-        return f"#{next(_serial)}"
+        return alone()
 
 
 # Set while a setup or teardown runs, so that one written on top of another is counted once.

@@ -49,6 +49,12 @@ class ResidentProvider(ModelProvider):
         """Return the bytes a model will take on each device; nothing if unknown."""
         return {}
 
+    def prefetch(self, key: ResourceKey, progress: Progress) -> None:
+        """Bring what a load will read closer, such as files into the system's cache. Optional.
+
+        Called on a thread while another model computes. Take no memory that somebody might want.
+        """
+
     def remote(self, key: ResourceKey) -> bool:
         """Return whether another machine computes; see `ModelInfo`."""
         return False

@@ -41,8 +41,18 @@ class WrappedResource(ModelProvider):
         return getattr(self.wrapped, name)
 
 
-def as_provider(thing: Any, name: str) -> ModelProvider:
+def as_provider(thing: Any, name: str, made_of: str = "") -> ModelProvider:
     """Return a `ModelProvider` for an object that is one, or behaves like one.
+
+    Parameters
+    ----------
+    thing
+        The object.
+    name
+        What it is registered by.
+    made_of
+        The identity of an object that is wrapped: those of one identity share what they load. By default
+        it is like no other.
 
     Raises
     ------
@@ -60,6 +70,8 @@ def as_provider(thing: Any, name: str) -> ModelProvider:
             f"{type(thing).__name__}, registered as {name!r}, is no provider.",
             hint="It needs setup and teardown, or " + ", ".join(WEIGHTS_METHODS) + ".",
         )
+    if made_of:
+        wrapped.__dict__["_origin"] = f"{type(wrapped).__name__}({made_of})"
     wrapped.go_by(name)
     return wrapped
 

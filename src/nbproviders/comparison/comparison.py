@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbproviders.comparison import cells, costs, statistics
 from nbproviders.comparison.cells import METRICS, ORDER, number
+from nbproviders.comparison.schedule import Movement
 from nbproviders.errors import ConfigurationError
 from nbproviders.render import charts, report, tables
 from nbproviders.render.tables import Column
@@ -39,6 +40,8 @@ class Comparison:
         What else its reader should know, a line each.
     stopped
         Whether it was ended before all cells were done.
+    movement
+        What was moved into memory for it; None if nothing was.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Comparison:
         elapsed_s: float,
         notes: Sequence[str] = (),
         stopped: bool = False,
+        movement: Movement | None = None,
     ) -> None:
         self._rows: list[dict[str, Any]] = [{**dict.fromkeys(ORDER), **row} for row in rows]
         self.score_names = list(score_names)
@@ -57,6 +61,7 @@ class Comparison:
         self.elapsed_s = elapsed_s
         self.notes = list(notes)
         self.stopped = stopped
+        self.movement = movement
 
     # Data
 
@@ -244,6 +249,8 @@ class Comparison:
         if self.stopped:
             notes.append("Stopped before the end: these are the cells that were done.")
         notes += self._failures()
+        if self.movement is not None and self.movement.moved_bytes:
+            notes.append(str(self.movement))
         return [note for note in [*notes, *costs.left_out(self._rows), *self.notes] if note]
 
     def _failures(self) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbproviders.authoring.progress import Line, bar
-from nbproviders.comparison import costs, grid, scorers as scoring
+from nbproviders.comparison import costs, grid, schedule, scorers as scoring
 from nbproviders.comparison.budget import Budget, Budgeted, replayed
 from nbproviders.comparison.comparison import Comparison
 from nbproviders.comparison.grid import Contender, Prompt
@@ -126,6 +126,7 @@ class Run:
     budget: Budget | None = None
     done: int = 0
     replayed_usd: float = 0.0
+    meter: schedule.Meter | None = None
 
     @classmethod
     def of(
@@ -156,25 +157,20 @@ class Run:
         """Cells in all."""
         return len(self.contenders) * len(self.prompts) * self.repeats
 
-    def in_order(self) -> list[Contender]:
-        """Return the models in the order to run them.
-
-        Those in memory come first, so that they are not evicted for others before their turn.
-        """
-        return sorted(self.contenders, key=lambda one: not _in_memory(one))
-
     async def all(self) -> None:
         """Run all models: those that compute here one after another, the others at the same time."""
         here: list[Contender] = []
         work = []
-        for one in self.in_order():
+        self.meter = schedule.Meter(self.contenders)
+        for one in schedule.in_order(self.contenders):
             if one.remote:
                 work.append(asyncio.ensure_future(self.model(one)))
             else:
                 here.append(one)
         try:
-            for one in here:
-                await self.model(one)
+            for one, following in zip(here, [*here[1:], None], strict=True):
+                async with schedule.prefetched(following):
+                    await self.model(one)
             await asyncio.gather(*work)
         finally:
             for task in work:  # where another has failed, or somebody stopped it all
@@ -247,6 +243,7 @@ class Run:
             params=self.params.given(),
             elapsed_s=elapsed_s,
             notes=self._notes(),
+            movement=self.meter.read() if self.meter is not None else None,
         )
 
     def _notes(self) -> list[str]:
@@ -292,12 +289,6 @@ def _told(outcome: Completion | ProviderError) -> Row:
         "cost_kind": outcome.cost.kind,
         "ignored": ", ".join(outcome.ignored),
     }
-
-
-def _in_memory(contender: Contender) -> bool:
-    return contender.model is not None or (
-        contender.context is not None and contender.context.resident
-    )
 
 
 async def _generate(

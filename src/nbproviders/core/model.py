@@ -41,7 +41,8 @@ class ModelInfo:
     context_tokens
         Most tokens of prompt and completion together; None if unknown.
     can
-        Names of further capabilities: ``chat``, ``next_tokens``, ``score``, ``logprobs``, ``proxy``.
+        Names of further capabilities: ``chat``, ``next_tokens``, ``score``, ``logprobs``, ``proxy``,
+        ``sleep``.
     notes
         What a person should know of how it was loaded, such as an optimisation that stepped back and why.
     remote

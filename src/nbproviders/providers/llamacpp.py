@@ -17,10 +17,12 @@ from nbproviders.core.params import GenerationParams
 from nbproviders.core.spec import ResourceKey, canonical
 from nbproviders.errors import ConfigurationError, ModelAccessError
 from nbproviders.residency import residency
+from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import checkpoints, downloads, threads
 from nbproviders.runtimes.gguf.header import Header, read_files
 from nbproviders.runtimes.gguf.trial import ensure_loadable
+from nbproviders.runtimes.readahead import read_ahead
 
 _OLLAMA = "ollama://"
 _PART = re.compile(r"(.*)-\d{5}-of-(\d{5})(\.gguf)", re.IGNORECASE)
@@ -101,14 +103,34 @@ class LlamaCppProvider(WeightsProvider):
         return None if values["seed"] is None else GenerationParams(seed=values["seed"])
 
     def estimate(self, key: ResourceKey) -> Mapping[str, int]:
-        """Return bytes of weights and cache by the file's header; nothing for one not yet downloaded."""
+        """Return an `Estimate` by the file's header; an empty one if it is not yet downloaded."""
         path = _place(key.model, key.values)[2]
         if path is None:
-            return {}
+            return Estimate()
         from nbproviders.runtimes.llamacpp import devices, loading
 
         devices.add_probes(residency.default().memory)
-        return loading.expected_bytes(read_files(path), key.values)
+        files = read_files(path)
+        total, plan = loading.expected_bytes(files, key.values), loading.planned(files, key.values)
+        share = {device: count / sum(total.values()) for device, count in total.items()}
+
+        def split(count: int) -> dict[str, int]:
+            return {device: round(count * part) for device, part in share.items()}
+
+        return Estimate(
+            split(plan.weights_bytes),
+            split(plan.cache_bytes),
+            split(plan.workspace_bytes),
+            context_tokens=plan.limits.n_ctx,
+            architecture=files[0].architecture,
+            held=True,  # llama.cpp takes a context's memory when it is made
+        )
+
+    def prefetch(self, key: ResourceKey, progress: Progress) -> None:
+        """Read the file into the system's cache; nothing for one not yet downloaded."""
+        path = _place(key.model, key.values)[2]
+        if path is not None:
+            read_ahead(_parts_beside(path), progress)
 
     # Loading
 

@@ -17,7 +17,7 @@ from nbproviders.authoring.options import Option
 from nbproviders.authoring.weights import DEFAULT_CLASS
 from nbproviders.errors import ProviderError, mapped
 from nbproviders.providers.transformers import TransformersProvider
-from nbproviders.runtimes import devices, quantization
+from nbproviders.runtimes import devices, quantization, virtual
 
 if TYPE_CHECKING:
     from nbproviders.runtimes.transformers import TransformersModel
@@ -57,7 +57,8 @@ class OptimizedProvider(TransformersProvider):
 
     def _dtype(self, values: Mapping[str, Any], device: str) -> str | None:
         wanted = values["dtype"] == "auto" and values["bfloat16"]
-        return "bfloat16" if wanted and not no_bfloat16(device) else super()._dtype(values, device)
+        useless = no_bfloat16(devices.computes_on(device))
+        return "bfloat16" if wanted and not useless else super()._dtype(values, device)
 
     def load_model(
         self,
@@ -178,6 +179,8 @@ class CompiledForward:
 
     def __init__(self, function: Any) -> None:
         self._function = function
+        # By this name torch's own compiled functions tell what they are.
+        self._torchdynamo_orig_callable = function
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call it."""
@@ -267,6 +270,8 @@ def _main_device(device_map: Any) -> str:
     )
     if isinstance(found, int):
         return f"cuda:{found}"
+    if isinstance(found, str) and virtual.is_virtual(found):
+        return devices.computes_on(found)
     return str(found) if str(found).startswith(("cpu", "cuda", "mps")) else devices.best_device()
 
 

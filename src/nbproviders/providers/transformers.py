@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import logging
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,10 +13,20 @@ from nbproviders.authoring.weights import DEFAULT_CLASS, WeightsProvider, alone
 from nbproviders.catalog import aliases
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey, canonical
-from nbproviders.errors import ConfigurationError, InsufficientMemoryError, foreign
+from nbproviders.errors import ClosedError, ConfigurationError, InsufficientMemoryError, foreign
 from nbproviders.residency import residency
+from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.progress import Progress
-from nbproviders.runtimes import checkpoints, devices, hub, quantization, threads
+from nbproviders.runtimes import (
+    checkpoints,
+    devices,
+    hub,
+    quantization,
+    staging,
+    threads,
+)
+from nbproviders.runtimes.readahead import read_ahead
+from nbproviders.runtimes.reporting import reporting
 
 if TYPE_CHECKING:
     from nbproviders.runtimes.transformers import TransformersModel
@@ -26,11 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CLASSES = (checkpoints.CAUSAL_CLASS, checkpoints.SEQ2SEQ_CLASS)
+_SPREAD = ("auto", "balanced", "sequential")
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
-_progress: contextvars.ContextVar[Progress | None] = contextvars.ContextVar(
-    "progress", default=None
-)
-_notes: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("notes", default=None)
 
 
 class TransformersProvider(WeightsProvider):
@@ -102,7 +107,9 @@ class TransformersProvider(WeightsProvider):
         return key, checkpoints.watched(folder) if there and folder is not None else ()
 
     def estimate(self, key: ResourceKey) -> Mapping[str, int]:
-        """Return bytes by safetensors headers and the dtype they will be loaded in."""
+        """Return an `Estimate`, of the model's structure; empty for one not yet downloaded."""
+        from nbproviders.runtimes import estimating
+
         values = dict(key.values)
         device = self._device(values)
         devices.add_probes(residency.default().memory)
@@ -111,27 +118,21 @@ class TransformersProvider(WeightsProvider):
         if settings is not None:  # before anything else has to make room for it
             quantization.require(settings, device)
         if folder is None or not folder.is_dir():
-            return {}
-        weights = checkpoints.read_weights(folder)
-        if weights is None:
-            return {}
-        dtype = self._dtype(values, device)
-        size = None
+            return Estimate()
         if settings is not None:
-            config = checkpoints.read_config(folder)
-            quantization.require_plain(config, key.model)
-            size = quantization.expected_bytes(
-                str(folder),
-                values["model_class"] or checkpoints.class_of(config),
-                settings,
-                dtype,
-                values["trust_remote_code"],
-            )
-        return {device: weights.bytes_as(dtype) if size is None else size}
+            quantization.require_plain(checkpoints.read_config(folder), key.model)
+        wanted = estimating.wanted(folder, values, self._dtype(values, device))
+        return estimating.expected(wanted, device, settings, alone)
+
+    def prefetch(self, key: ResourceKey, progress: Progress) -> None:
+        """Read the weights into the system's cache; nothing for a model not yet downloaded."""
+        folder = checkpoints.folder_of(key.model, dict(key.values)["revision"])
+        if folder is not None and folder.is_dir():
+            read_ahead(sorted(folder.glob("*.safetensors")), progress)
 
     def _device(self, values: Mapping[str, Any]) -> str:
         mapped = values["device_map"]
-        if isinstance(mapped, str) and mapped not in ("auto", "balanced", "sequential"):
+        if isinstance(mapped, str) and mapped not in _SPREAD:
             return devices.resolve_device(mapped)
         return devices.resolve_device(values["device"])
 
@@ -140,7 +141,7 @@ class TransformersProvider(WeightsProvider):
         wanted: str = values["dtype"]
         if wanted != "auto":
             return wanted
-        return "float32" if device == "cpu" else None
+        return "float32" if devices.computes_on(device) == "cpu" else None
 
     # Loading
 
@@ -149,28 +150,31 @@ class TransformersProvider(WeightsProvider):
         values = dict(key.values)
         parallel, device = values.pop("parallel"), self._device(values)
         values["dtype"] = self._dtype(values, device) or "auto"
-        if values["device_map"] is None:
+        if not isinstance(values["device_map"], dict) and values["device_map"] not in _SPREAD:
             values["device_map"] = {"": device}
         values.pop("device")
-        token = _notes.set([])
+        loading = staging.Loading(progress, device)
+        token = staging.current.set(loading)
         try:
             chosen = self._check_access(key.model, values, device, progress)
             model = self._load_raw(key.model, chosen, values, progress)
             tokenizer = self._tokenizer(key.model, values, progress)
-            from nbproviders.runtimes.transformers import TransformersModel, tensor_bytes
+            from nbproviders.runtimes.transformers import TransformersModel
 
             loaded = TransformersModel(model, tokenizer, threads.claim(), parallel=parallel)
             progress.phase = "warming up"
             progress.check()
             self._warm_up(loaded)
             quantization.own_scales(model)
+            loaded.settle(loading.settled(model, key.model, values["revision"]))
             loaded.info = dataclasses.replace(
-                loaded.info,
-                memory_bytes=tensor_bytes(model),
-                notes=(*loaded.info.notes, *(_notes.get() or ())),
+                loaded.info, notes=(*loading.notes, *loaded.info.notes)
             )
+        except BaseException:
+            loading.undo()
+            raise
         finally:
-            _notes.reset(token)
+            staging.current.reset(token)
         return loaded
 
     def _warm_up(self, loaded: TransformersModel) -> None:
@@ -179,9 +183,9 @@ class TransformersProvider(WeightsProvider):
     def _note(self, text: str) -> None:
         """Tell the person who loads: in the log, and in the notes of the model that is loading."""
         logger.info("%s: %s", self.name, text)
-        notes = _notes.get()
-        if notes is not None:
-            notes.append(text)
+        loading = staging.current.get()
+        if loading is not None:
+            loading.notes.append(text)
 
     def _check_access(
         self, model: str, values: dict[str, Any], device: str, progress: Progress
@@ -197,6 +201,9 @@ class TransformersProvider(WeightsProvider):
             quantization.require_plain(config, model)
             if values["dtype"] == "auto":  # what 4-bit weights are computed with, too
                 values["dtype"] = checkpoints.dtype_of(config)
+        loading = staging.current.get()
+        if loading is not None:
+            loading.quantized = settings is not None or bool(config.get("quantization_config"))
         return values.pop("model_class") or checkpoints.class_of(config)
 
     def _require_access(self, model: str, model_class: str, values: Mapping[str, Any]) -> None:
@@ -228,18 +235,15 @@ class TransformersProvider(WeightsProvider):
         folder = checkpoints.folder_of(model, values["revision"])
         sizes = checkpoints.read_weights(folder) if folder is not None and folder.is_dir() else None
         progress.phase = "opening"
-        token = _progress.set(progress)
         try:
             with reporting(progress, sizes.tensors if sizes else {}):
                 return self.load_model(model, chosen, **values)
-        except ConfigurationError:
+        except (ConfigurationError, ClosedError, InsufficientMemoryError):
             raise
         except Exception as error:  # the library's; raised again as ours
             if type(error).__name__ == "OutOfMemoryError":
                 raise InsufficientMemoryError(str(foreign(error))) from foreign(error)
             raise self._explained(model, chosen, error) from foreign(error)
-        finally:
-            _progress.reset(token)
 
     def load_model(
         self,
@@ -270,9 +274,17 @@ class TransformersProvider(WeightsProvider):
         if quantization_config is not None:
             given["quantization_config"] = _quantizing(quantization_config, device_map, given)
         loader = getattr(transformers, model_class)
-        with alone(_progress.get()):
-            model = loader.from_pretrained(meant(model_id), device_map=device_map, **given)
+        loading = staging.current.get()
+        staged = loading is not None and loading.stages(meant(model_id), device_map, given)
+        with alone(loading.progress if loading is not None else None):
+            model = loader.from_pretrained(
+                meant(model_id),
+                device_map=staging.CPU if staged else staging.computing(device_map),
+                **given,
+            )
         quantization.settle(model)
+        if staged and loading is not None:
+            loading.place(model, meant(model_id), given.get("revision"))
         return model
 
     def load_tokenizer(self, model_id: str, **kwargs: Any) -> Any:
@@ -332,53 +344,3 @@ def _quantizing(config: Any, device_map: Any, given: Mapping[str, Any]) -> Any:
     if isinstance(config, Mapping):
         return quantization.transformers_config(settings, None if dtype == "auto" else dtype)
     return config
-
-
-class reporting:  # noqa: N801  # reads as a verb: with reporting(progress, sizes):
-    """Tell a `Progress` of the weights that transformers loads on this thread.
-
-    Parameters
-    ----------
-    progress
-        Told of bytes; it raises when the load is no longer wanted.
-    sizes
-        Bytes of each tensor by name, as stored.
-    """
-
-    _by_thread: ClassVar[dict[int, tuple[Progress, Mapping[str, int]]]] = {}
-    _hooked: ClassVar[bool] = False
-
-    def __init__(self, progress: Progress, sizes: Mapping[str, int]) -> None:
-        self._told = (progress, sizes)
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        # The hook is process-wide; each load is told apart by its thread.
-        if not reporting._hooked:
-            reporting._hooked = True
-            logging.set_tqdm_hook(_bar)
-        self._by_thread[threading.get_ident()] = self._told
-
-    def __exit__(self, *_: object) -> None:
-        self._by_thread.pop(threading.get_ident(), None)
-
-
-def _bar(factory: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    told = reporting._by_thread.get(threading.get_ident())
-    if told is None or not args:
-        return factory(*args, **named)
-    return _reported(args[0], *told)
-
-
-def _reported(items: Iterable[Any], progress: Progress, sizes: Mapping[str, int]) -> Iterator[Any]:
-    todo = list(items)
-    total = sum(sizes.values()) or len(todo)
-    mean = total // max(len(todo), 1)
-    done = 0
-    for item in todo:
-        progress.report(min(done, total), total, "weights")
-        yield item
-        name = item[0] if isinstance(item, tuple) else item
-        done += sizes.get(str(name), mean)
-    progress.report(total, total, "weights")

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
 from nbproviders.residency.entry import Entry, State
+from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.events import Record
+from nbproviders.residency.fit import Fit, Verdict
 from nbproviders.residency.memory import HOST, Memory, size_text
 from nbproviders.residency.plan import MoveKind, Plan, Seat, plan
-from nbproviders.residency.residents import held_text
+from nbproviders.residency.residents import held_text, place
+from nbproviders.residency.room import Room
 from nbproviders.residency.seats import seat
 from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
@@ -22,11 +25,11 @@ RECHECK_S = 0.5
 PATIENCE_S = 5.0
 # How long the break may last: who uses a model from within its own use would wait for himself.
 BREAK_S = 10.0
+# A kernel that ends takes its page along at once, and its memory a little later.
+SETTLED_S = 1.0
 # How many may go before one who waits, because they are small enough for what is free.
 MOST_OVERTAKEN = 8
-# Two kinds of charge that the same memory pays.
 OUTSIDE = (State.COLD, State.WARM, State.WAITING)  # nothing is reserved yet for what it will need
-_SAME_MEMORY = {"cpu": HOST, HOST: "cpu"}
 
 
 class Changes:
@@ -86,12 +89,15 @@ class _Waiting:
     wants: Sequence[Want]
     since_s: float = 0.0  # when the turn came
     overtaken: int = 0
+    hopeless_s: float | None = None  # since when nobody is seen whose leaving would do
+    making_room: bool = False  # what comes free now is meant for this one
     asked: list[Entry] = field(default_factory=list)
 
     @property
-    def served(self) -> bool:
-        """Whether others who wanted these models as well have reserved their room meanwhile."""
-        return all(want.entry.admitted for want in self.wants)
+    def over(self) -> bool:
+        """Whether others who want these models as well have reserved their room, or one of them is gone."""
+        entries = [want.entry for want in self.wants]
+        return all(e.admitted for e in entries) or any(e.gone.is_set() for e in entries)
 
 
 class Admission:
@@ -120,10 +126,11 @@ class Admission:
         self._queue: list[_Waiting] = []
         self.changes = Changes()
         self.sharing = Sharing(table, memory, make)
+        self.room = Room(table, memory, self.sharing)
         self.wait_s = WAIT_S
 
     async def admit(self, wants: Sequence[Want]) -> None:
-        """Charge all of them or none, once there is room.
+        """Charge all of them or none, once there is room; none if one of them is gone meanwhile.
 
         Raises
         ------
@@ -139,7 +146,7 @@ class Admission:
         waiting = _Waiting(wants)
         self._queue.append(waiting)
         try:
-            while self._queue[0] is not waiting and not waiting.served:
+            while self._queue[0] is not waiting and not waiting.over:
                 await self.changes.wait()
             waiting.since_s = self._table.now_s()
             await self._wait(waiting)
@@ -151,22 +158,28 @@ class Admission:
     def _may_overtake(self, wants: Sequence[Want]) -> bool:
         if not self._queue:
             return True
-        if any(want.entry.yielding for want in wants):  # its room was made for the one who waits
+        head = self._queue[0]
+        # By key: one that was freed for the one who waits comes back with a new record.
+        left = {entry.key for entry in head.asked}
+        if head.making_room or any(want.entry.key in left for want in wants):
             return False
-        self._queue[0].overtaken += 1
-        return self._queue[0].overtaken <= MOST_OVERTAKEN
+        head.overtaken += 1
+        return head.overtaken <= MOST_OVERTAKEN
 
     async def _wait(self, head: _Waiting) -> None:
         told = False
-        while not head.served and not self._reserve(head.wants):
+        while not head.over and not self._reserve(head.wants):
             decided = self._plan(head.wants)
             if decided.verdict == "fits":
+                head.making_room = True
                 await self._make_room(decided)
+                head.making_room = False
                 continue
-            if await self.sharing.ask(decided.short):
+            hopeless = self._is_hopeless(head, decided)
+            if await self.sharing.ask(self.room.from_others(decided.short)):
                 continue
             waited_s = self._table.now_s() - head.since_s
-            if waited_s >= self.wait_s or not self._may_come(decided):
+            if hopeless or waited_s >= self.wait_s:
                 raise self._refusal(head.wants, decided)
             if not told:
                 for want in head.wants:
@@ -180,12 +193,21 @@ class Admission:
                 self._begin_break(head)
             await self.changes.wait()
 
+    def _is_hopeless(self, head: _Waiting, decided: Plan) -> bool:
+        """Whether waiting is in vain."""
+        now_s = self._table.now_s()
+        if self._may_come(decided):
+            head.hopeless_s = None
+            return False
+        if self.room.beyond_others(decided.short):
+            return True
+        if head.hopeless_s is None:
+            head.hopeless_s = now_s
+        return now_s - head.hopeless_s >= SETTLED_S
+
     def _may_come(self, decided: Plan) -> bool:
         """Whether waiting can help: who is in the way here is only busy, or lives in another process."""
-        return decided.verdict == "wait" or all(
-            sum(row.charged_bytes for row in self.sharing.others(device)) >= count
-            for device, count in decided.short.items()
-        )
+        return decided.verdict == "wait" or bool(self.room.from_others(decided.short))
 
     async def _make_room(self, decided: Plan) -> None:
         entries = {entry.key.digest: entry for entry in self._table.all()}
@@ -219,7 +241,7 @@ class Admission:
         others = self._others(wants)
         needs = [want.now for want in wants]
         with self.sharing.reserving({device for need in needs for device in need}):
-            limits = self._limits(needs)
+            limits = self.room.limits(needs)
             with self._table.lock:
                 needed = _total([*(e.charges for e in others), *needs])
                 if any(needed.get(device, 0) > limit for device, limit in limits.items()):
@@ -232,7 +254,7 @@ class Admission:
 
     def _add(self, want: Want) -> bool:
         """Charge what a model would like besides, if it fits as things are."""
-        limits = self._limits([want.optional])
+        limits = self.room.limits([want.optional])
         entries = self._table.all()
         with self._table.lock:
             needed = _total([*(entry.charges for entry in entries), want.optional])
@@ -258,7 +280,7 @@ class Admission:
         """Return the moves that bring charges back within their limits, where loads took more than told."""
         entries = {entry.key.digest: entry for entry in self._table.all()}
         charges = _total([entry.charges for entry in entries.values()])
-        limits = self._limits([charges])
+        limits = self.room.limits([charges])
         excess = {d: charges[d] - limit for d, limit in limits.items() if charges[d] > limit}
         if not excess:
             return ()
@@ -269,26 +291,12 @@ class Admission:
         wanted = {id(want.entry) for want in wants}
         return [entry for entry in self._table.all() if id(entry) not in wanted]
 
-    def _limits(self, needs: Sequence[Mapping[str, int]]) -> dict[str, int]:
-        """Return the most that all entries may be charged on each device that is needed."""
-        entries = self._table.all()
-        limits = {}
-        for device in {device for need in needs for device, count in need.items() if count}:
-            taken = sum(entry.taken(device) for entry in entries)
-            sibling = _SAME_MEMORY.get(device, "")
-            pending = sum(e.charges.get(sibling, 0) - e.taken(sibling) for e in entries)
-            pending += self.sharing.promised_bytes(device)
-            limit = self._memory.limit(device, taken, pending)
-            if limit is not None:
-                limits[device] = limit
-        return limits
-
     def _plan(self, wants: Sequence[Want], *, as_if_idle: bool = False) -> Plan:
         need = _total([want.now for want in wants])
         return self._plan_for(need, self._seats(wants, as_if_idle=as_if_idle))
 
     def _plan_for(self, need: Mapping[str, int], seats: Sequence[Seat]) -> Plan:
-        return plan(seats, need, self._limits([need]))
+        return plan(seats, need, self.room.limits([need]))
 
     def _seats(
         self, wants: Sequence[Want], *, as_if_idle: bool = False, only: State | None = None
@@ -297,6 +305,25 @@ class Admission:
             seat(entry, self._table, as_if_idle=as_if_idle, only=only)
             for entry in self._others(wants)
         ]
+
+    def would(self, entry: Entry, estimate: Estimate) -> Fit:
+        """Return what letting a model in would mean; nothing is changed."""
+        need = dict(estimate)
+        limits = self.room.limits([need])
+        taken = {d: sum(e.charges.get(d, 0) for e in self._table.all()) for d in need}
+        decided = self._plan([Want(entry, need)])
+        verdict: Verdict
+        if entry.state is State.HOT:
+            verdict = "here"
+        elif not need:
+            verdict = "unknown"
+        elif decided.verdict == "fits":
+            verdict = "after" if decided.moves else "fits"
+        else:
+            verdict = "wait" if self._may_come(decided) else "no"
+        names = {other.key.digest: str(other.spec) for other in self._table.all()}
+        moves = tuple((names[key], kind) for key, kind in decided.moves)
+        return Fit(str(entry.spec), verdict, estimate, limits, taken, moves, decided.short)
 
     async def evict_idle(self, entry: Entry) -> bool:
         """Have all idle models leave the devices of one that ran out of memory; False if none did."""
@@ -316,29 +343,30 @@ class Admission:
 
     def _refusal(self, wants: Sequence[Want], decided: Plan) -> ProviderError:
         keys = {want.entry.key.digest for want in wants}
-        others = [r for r in self._table.residents() if r.key not in keys]
+        there = (State.HOT, State.WARM) if len(wants) > 1 else ()
+        others = [r for r in self._table.residents() if r.key not in keys or r.state in there]
         names = " and ".join(str(want.entry.spec) for want in wants)
         why = (
             "models that are running did not end in time"
             if self._may_come(decided)
-            else "that is more than the budget"
+            else "it is more than the budget allows"
         )
         return InsufficientMemoryError(
             f"{names} {'need' if len(wants) > 1 else 'needs'} "
-            f"{_sizes(_total([want.now for want in wants]))}, {_sizes(decided.short)} too much: "
+            f"{_sizes(_total([want.now for want in wants]))}. That is {_sizes(decided.short)} too much: "
             f"{why}.\n{held_text(others)}",
             hint=_HINT,
         )
 
 
 _HINT = (
-    "Unload something (nbp.unload_all()), choose a smaller model or dtype, or raise "
-    "NBPROVIDERS_BUDGET."
+    "Unload or unpin something (nbp.unload_all(), nbp.unpin), choose a smaller model or dtype, or "
+    "raise the budget: nbp.set_memory, or NBPROVIDERS_BUDGET."
 )
 
 
 def _sizes(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{size_text(n)} on {device}" for device, n in counts.items() if n)
+    return ", ".join(f"{size_text(n)} on {place(device)}" for device, n in counts.items() if n)
 
 
 def _total(charges: Sequence[Mapping[str, int]]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ModelSpec, ResourceKey
+from nbproviders.errors import ProviderError
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.sleeping import Sleeps
 
@@ -67,10 +68,14 @@ class Entry:
         Its charges when it could compute the last time.
     admitted
         Whether there is room for it already, by a reservation for several.
+    groups
+        How many who want several at once have it in mind, and wait for room or look how much they need.
     hard
         Hard leases: operations under way, and waiters that were granted the model.
     moving
         The task that loads it, wakes it or puts it to sleep; one at a time.
+    refused
+        Why its last sleep was refused by the model itself; None if it was not.
     yielding
         Operations that have not begun wait, so that somebody who waits for memory has a turn.
     """
@@ -87,9 +92,11 @@ class Entry:
     optional: dict[str, int] = field(default_factory=dict)
     awake: dict[str, int] = field(default_factory=dict)
     admitted: bool = False
+    groups: int = 0
     hard: int = 0
     pinned: bool = False
     yielding: bool = False
+    refused: ProviderError | None = None
     specs: set[str] = field(default_factory=set)
     waiters: list[asyncio.Future[Model]] = field(default_factory=list)
     running: set[asyncio.Task[object]] = field(default_factory=set)

@@ -56,4 +56,7 @@ def here() -> str:
     if module is None:
         return ""
     shell = module.InteractiveShell._instance
-    return f"In [{shell.execution_count}]" if shell is not None else ""
+    if shell is None:
+        return ""
+    # Not execution_count: newer versions of IPython count the running cell already, older ones do not.
+    return f"In [{len(shell.history_manager.input_hist_parsed) - 1}]"

@@ -10,7 +10,7 @@ from nbproviders.core.completion import UNPRICED, Completion, Cost, Finish, Usag
 from nbproviders.core.model import Model, ModelInfo, Stream, require, tokens_of
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.tokens import Score, Token
-from nbproviders.errors import ClosedError
+from nbproviders.errors import ClosedError, InsufficientMemoryError
 from nbproviders.residency.entry import Loader
 from nbproviders.residency.lease import Lease
 from nbproviders.residency.residency import Residency
@@ -49,6 +49,11 @@ class LeasedModel(Model):
         self._known: ModelInfo | None = None
 
     @property
+    def loader(self) -> Loader:
+        """How the model is loaded."""
+        return self._loader
+
+    @property
     def info(self) -> ModelInfo:  # type: ignore[override]  # read anew: it may have loaded since
         """The model's own; before the first load only its reference."""
         entry = self._residency.find(self._loader.key)
@@ -76,7 +81,14 @@ class LeasedModel(Model):
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         async with self._residency.using(self._loader) as model:
             _require_logprobs(model, request)
-            async with model.stream(request) as inner:
+            try:
+                inner, first = await _begun(model, request)
+            except InsufficientMemoryError as error:  # nothing was written yet
+                await self._residency.relieve(self._loader, error)
+                inner, first = await _begun(model, request)
+            async with inner:
+                if first is not None:
+                    yield first
                 async for chunk in inner:
                     yield chunk
                 yield finish_of(inner.completion)
@@ -91,7 +103,11 @@ class LeasedModel(Model):
         request = self._asked(prompt, params=params, whole=True, **overrides)
         async with self._residency.using(self._loader) as model:
             _require_logprobs(model, request)
-            completion = await model.generate(request)
+            try:
+                completion = await model.generate(request)
+            except InsufficientMemoryError as error:
+                await self._residency.relieve(self._loader, error)
+                completion = await model.generate(request)
         completion.spec = self._loader.spec.text
         return completion
 
@@ -137,6 +153,16 @@ class LeasedModel(Model):
 
     async def aclose(self) -> None:
         """Nothing: the lease is its holder's to give back."""
+
+
+async def _begun(model: Model, request: Request) -> tuple[Stream, str | None]:
+    """Return a stream and what came first of it; None if it has ended."""
+    inner = model.stream(request)
+    try:
+        return inner, await anext(inner, None)
+    except BaseException:
+        await inner.aclose()
+        raise
 
 
 def _require_logprobs(model: Model, request: Request) -> None:

@@ -50,18 +50,30 @@ def parse_size(text: str) -> int:
         For anything else.
     """
     found = _SIZE.fullmatch(text)
-    if not found or found[2].lower() not in _UNITS:
+    unit = _UNITS.get(found[2].lower(), math.inf) if found else math.inf
+    count = float(found[1]) * unit if found else math.inf
+    if not count < math.inf:
         raise ConfigurationError(
             f"{text!r} is not a size", hint="Write a number and a unit: 20GiB, 512MiB."
         )
-    return int(float(found[1]) * _UNITS[found[2].lower()])
+    return int(count)
 
 
 def parse_budget(text: str) -> dict[str, int]:
     """Return bytes for each device of ``20GiB`` or ``cuda:0=20GiB,cpu=8GiB``.
 
     A size without a device is under the key ``""``: the accelerators, or the CPU if there is none.
+
+    Raises
+    ------
+    ConfigurationError
+        For anything else.
     """
+    if not isinstance(text, str):
+        raise ConfigurationError(
+            f"A budget is a str, not {type(text).__name__}: {text!r}",
+            hint='Write sizes with units: "20GiB", or "cuda:0=20GiB,cpu=8GiB".',
+        )
     budget: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         device, equals, size = part.rpartition("=")
@@ -70,22 +82,35 @@ def parse_budget(text: str) -> dict[str, int]:
 
 
 def parse_keep(value: object) -> float:
-    """Return a number of seconds above 0.
+    """Return a number of seconds above 0 that a model may stay unused.
 
     Raises
     ------
     ConfigurationError
         For anything else.
     """
+    hint = f"Write a number above 0, as in {KEEP_VARIABLE}=900."
+    return _seconds(value, "that a model may stay unused", hint)
+
+
+def parse_wait(value: object) -> float:
+    """Return a number of seconds above 0 to wait for memory.
+
+    Raises
+    ------
+    ConfigurationError
+        For anything else.
+    """
+    return _seconds(value, "to wait for memory", "Write a number above 0: wait_s=120.")
+
+
+def _seconds(value: object, what: str, hint: str) -> float:
     try:
         seconds = float(str(value))
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise ConfigurationError(
-            f"{value!r} is no number of seconds that a model may stay unused.",
-            hint=f"Write a number above 0, as in {KEEP_VARIABLE}=900.",
-        )
+        raise ConfigurationError(f"{value!r} is no number of seconds {what}.", hint=hint)
     return seconds
 
 
@@ -149,6 +174,7 @@ class Memory:
         self._probes = dict(probes or {"cpu": probe_cpu})
         self._identities: dict[str, Callable[[str], str]] = {}
         self._blind: set[str] = set()
+        self.seen: set[str] = set()  # devices that somebody wanted room on
 
     def add_probe(
         self,
@@ -211,7 +237,9 @@ class Memory:
             return budget[device]
         if device == HOST:
             return int(probe_cpu().total_bytes * HOST_SHARE)
-        meant = device != "cpu" or set(self._probes) == {"cpu"}
+        # A size without a device is for accelerators; those that are only accounted for have their own.
+        accelerators = self._probes.keys() - self._blind - {"cpu"}
+        meant = not accelerators if device == "cpu" else self.sees_others(device)
         return budget.get("") if meant else None
 
     def keep_s(self) -> float | None:
@@ -245,6 +273,7 @@ class Memory:
         pending_bytes
             What is promised of the same memory by another name, and still shows as free.
         """
+        self.seen.add(device)
         limits = []
         budget = self.budget(device)
         if budget is not None:

@@ -13,6 +13,7 @@ from nbproviders.errors import (
     ConfigurationError,
     InsufficientMemoryError,
     ProviderError,
+    UnsupportedError,
     fresh,
     mapped,
     setup_failed,
@@ -21,13 +22,14 @@ from nbproviders.residency.admission import OUTSIDE, Admission, Want
 from nbproviders.residency.entry import Entry, Loader, State
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.events import Kind, Record
+from nbproviders.residency.keeping import Keeping
 from nbproviders.residency.memory import HOST, Memory
 from nbproviders.residency.plan import MoveKind
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.table import Table
 
 T = TypeVar("T")
-_FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
+FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
 
 
 class Left(Exception):
@@ -45,8 +47,8 @@ class Mover:
 
     def __init__(self, table: Table, memory: Memory, record: Record) -> None:
         self._table, self._memory, self._record = table, memory, record
-        self._looking = False
         self.admission = Admission(table, memory, record, self._make, self.go_on)
+        self.keeping = Keeping(table, memory, lambda entry: self._later(self._make(entry, "free")))
         self._tasks: set[asyncio.Task[object]] = set()  # a loop keeps tasks by weak references only
 
     # In
@@ -110,31 +112,36 @@ class Mover:
             waiter.set_result(entry.model)
 
     def abandon(self, entry: Entry, waiter: asyncio.Future[Model]) -> None:
-        """Forget a waiter that was cancelled; a load or wake that nobody waits for is cancelled too."""
+        """Forget a waiter that was cancelled."""
         with self._table.lock:
             if waiter in entry.waiters:
                 entry.waiters.remove(waiter)
             elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 entry.hard -= 1  # granted in the same moment as it was cancelled
-            alone = not entry.waiters and entry.moving is not None and entry.coming
-        if alone:
+        self.forget(entry)
+        self.admission.changes.tell()
+
+    def forget(self, entry: Entry) -> None:
+        """Undo what was begun or reserved for a model, if nobody wants it any more."""
+        with self._table.lock:
+            moving, wanted = entry.moving is not None, bool(entry.waiters or entry.groups)
+            if not moving and entry.state in OUTSIDE:
+                self._unreserve(entry, wanted)
+        if moving and entry.coming and not wanted:
             self.cancel(entry)
             if entry.model is None:
                 # Out of the table at once: whoever asks now waits until it is gone, and loads anew.
                 self._leave(entry, "freed")
-        self.admission.changes.tell()
 
-    def forget(self, entry: Entry) -> None:
-        """Undo what was reserved for a model that nobody waits for any more."""
-        with self._table.lock:
-            if entry.moving is not None or entry.waiters or entry.state is State.HOT:
-                return
-            entry.admitted = False
-            entry.charges = dict(entry.held) if entry.model is not None else {}
-            if entry.model is not None:
-                entry.state = State.WARM
-            elif self._table.entries.get(entry.key) is entry:
-                del self._table.entries[entry.key]
+    def _unreserve(self, entry: Entry, wanted: bool) -> None:
+        entry.admitted = False
+        entry.charges = dict(entry.held) if entry.model is not None else {}
+        if wanted:
+            return
+        if entry.model is not None:
+            entry.state = State.WARM
+        elif self._table.entries.get(entry.key) is entry:
+            del self._table.entries[entry.key]
 
     def cancel(self, entry: Entry) -> None:
         """Stop a load or a wake; a model that goes to sleep goes on."""
@@ -146,10 +153,12 @@ class Mover:
         """Settle what a move left. Not inside the task: one cancelled before its first step never runs."""
         if entry.moving is task:
             entry.moving = None
-        if task.cancelled():
+        failure = None if task.cancelled() else task.exception()
+        # One that was told to stop may say so before its cancellation reaches it.
+        if task.cancelled() or (failure is not None and entry.progress.cancelled):
             error = ClosedError(f"The load of {entry.spec} was cancelled.")
             self._failed(entry, error, cancelled=True)
-        elif (failure := task.exception()) is not None:
+        elif failure is not None:
             self._failed(entry, setup_failed(entry.spec, failure))
         self.admission.sharing.publish()
         self.admission.changes.tell()
@@ -168,8 +177,12 @@ class Mover:
         """Have others leave where a model took more than was told before it was loaded."""
         if all(count <= promised.get(device, 0) for device, count in entry.charges.items()):
             return
+        self._bring_back(entry)
+
+    def _bring_back(self, but: Entry | None) -> None:
+        """Have charges within their limits again, as far as idle models allow."""
         for other, kind in self.admission.over():
-            if other is not entry and other.idle:
+            if other is not but and other.idle:
                 self._later(self._make(other, kind))
 
     def _later(self, work: Coroutine[Any, Any, object]) -> None:
@@ -178,6 +191,7 @@ class Mover:
         task.add_done_callback(self._tasks.discard)
 
     async def _load(self, entry: Entry, began_s: float) -> None:
+        self._memory.keep_s()  # the place where a mistyped one is told
         if not entry.admitted:
             entry.progress.phase = "measuring"
             await self.admission.admit([await self.wanted(entry)])
@@ -195,6 +209,7 @@ class Mover:
             entry.load_s = entry.last_used_s - began_s
         self._make_up_for(entry, promised)
         moved = sum(n for device, n in held.items() if device != HOST)
+        self._table.came(entry.key, moved)
         detail = f"{entry.load_s:.3f} s"
         self._record.add("created", entry.spec.text, entry.charged_bytes, detail, moved)
 
@@ -220,8 +235,9 @@ class Mover:
             entry.charges = _with(transfer.held, entry.reserve)
             self._is_hot(entry)
             entry.wake_s = entry.last_used_s - began_s
+        self._table.came(entry.key, transfer.moved_bytes)
         detail = f"{entry.wake_s:.3f} s from {transfer.source or 'memory'}"
-        count = sum(transfer.held.values()) - sum(entry.held.values())
+        count = entry.charged_bytes - sum(entry.held.values())
         self._record.add("woken", entry.spec.text, count, detail, transfer.moved_bytes)
 
     def _is_hot(self, entry: Entry) -> None:
@@ -265,22 +281,15 @@ class Mover:
     # Asleep
 
     def used(self) -> None:
-        """Look for models that nobody used for too long, when the first of them will be due."""
+        """Note that a model was used."""
         self.admission.sharing.hint()
-        with suppress(ConfigurationError):  # told when the next model loads
-            keep_s = self._memory.keep_s()
-            if keep_s is not None and not self._looking:
-                self._looking = True
-                asyncio.get_running_loop().call_later(keep_s, self._look)
+        self.keeping.used()
 
-    def _look(self) -> None:
-        self._looking = False
-        keep_s, now_s = self._memory.keep_s(), self._table.now_s()
-        for entry in self._table.all():
-            if keep_s is not None and entry.idle and now_s - entry.last_used_s >= keep_s:
-                self._later(self._make(entry, "free"))
-        if any(entry.state in (State.HOT, State.WARM) for entry in self._table.all()):
-            self.used()
+    def settle(self) -> None:
+        """Have idle models leave that are too much, or there too long, after a change of what is allowed."""
+        self.keeping.look()
+        with suppress(ConfigurationError):  # a budget that cannot be read is told by the next load
+            self._bring_back(None)
 
     async def _make(self, entry: Entry, kind: MoveKind) -> None:
         """Carry out a planned move; a model whose closing fails has left all the same."""
@@ -296,11 +305,11 @@ class Mover:
         with self._table.lock:
             if not entry.idle or entry.state is not State.HOT or entry.sleeper is None:
                 return False
-            entry.state = State.DRAINING
+            entry.state, entry.refused = State.DRAINING, None
         self.start(entry, self._sleep(entry, why))
         assert entry.moving is not None
         await asyncio.shield(entry.moving)
-        return True
+        return entry.refused is None
 
     async def _sleep(self, entry: Entry, why: str) -> None:
         sleeper = entry.sleeper
@@ -308,9 +317,13 @@ class Mover:
         before = entry.charged_bytes
         try:
             transfer = await sleeper.sleep()
-        except _FOREIGN as error:
+        except UnsupportedError as error:  # it is as it was
+            entry.state, entry.refused = State.HOT, fresh(error)
+            return
+        except FOREIGN as error:
             with self._table.lock:
-                entry.held = {}
+                # Nobody knows what it still holds: it counts until it is closed.
+                entry.held = dict(entry.charges)
             raise setup_failed(entry.spec, error) from None
         with self._table.lock:
             entry.held = dict(transfer.held)

@@ -44,6 +44,11 @@ class Progress:
         self._stop.set()
 
     @property
+    def cancelled(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self._stop.is_set()
+
+    @property
     def fraction(self) -> float | None:
         """Between 0 and 1; None while unknown."""
         return min(self.done_bytes / self.total_bytes, 1.0) if self.total_bytes else None

@@ -16,19 +16,24 @@ from nbproviders.core import engine
 from nbproviders.core.spec import ResourceKey
 from nbproviders.errors import (
     ClosedError,
+    InsufficientMemoryError,
     InvalidRequestError,
     ProviderError,
     UnsupportedError,
     foreign,
     fresh,
+    mapped,
 )
 from nbproviders.residency import devices, lease as leases
 from nbproviders.residency.entry import Entry, Loader, State
+from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.events import Event, Record
+from nbproviders.residency.fit import Fit
 from nbproviders.residency.lease import Lease
 from nbproviders.residency.memory import Memory
 from nbproviders.residency.moving import Mover
 from nbproviders.residency.residents import DeviceUse, Resident
+from nbproviders.residency.seats import wake_s
 from nbproviders.residency.table import Table
 from nbproviders.residency.together import ready_all
 from nbproviders.residency.using import Using
@@ -183,19 +188,20 @@ class Residency:
         UnsupportedError
             If it cannot sleep, with the reason.
         """
+        while not entry.pinned and (entry.hard or entry.moving is not None):
+            await self._changes.wait()
         if entry.pinned:
             raise InvalidRequestError(
                 f"{entry.spec} is pinned: it stays.", hint=f'nbp.unpin("{entry.spec}") first.'
             )
-        while entry.hard or entry.moving is not None:
-            await self._changes.wait()
         before = entry.charged_bytes
         if entry.state is State.HOT and entry.sleeper is None:
             raise UnsupportedError(
                 f"{entry.spec} cannot sleep. {' '.join(entry.model.info.notes) if entry.model else ''}",
                 hint="Unload it instead: it is loaded again at its next use.",
             )
-        await self._mover.sleep(entry, "by hand")
+        if not await self._mover.sleep(entry, "by hand") and entry.refused is not None:
+            raise fresh(entry.refused)
         return before - entry.charged_bytes
 
     async def pin(self, loader: Loader) -> None:
@@ -206,15 +212,40 @@ class Residency:
                 entry.pinned = True
         self._record.add("pinned", loader.spec.text, entry.charged_bytes if entry else 0)
 
+    def settle(self) -> None:
+        """Have idle models leave at once that a change of budget or time leaves no place for."""
+        self._mover.settle()
+
+    def set_wait(self, wait_s: float) -> None:
+        """Set the longest wait for memory that running models hold, in seconds."""
+        self._mover.admission.wait_s = wait_s
+
     def unpin(self, entry: Entry) -> None:
-        """Let a model leave again, should its memory be wanted."""
+        """Let a model leave again, should its memory be wanted; nothing if it was not pinned."""
+        if not entry.pinned:
+            return
         entry.pinned = False
         self._record.add("unpinned", entry.spec.text, entry.charged_bytes)
         self._changes.tell()
 
-    async def free(self, entry: Entry) -> None:
-        """Take one model out of memory; see `unload`."""
-        await self._mover.free(entry)
+    async def fit(self, loader: Loader) -> Fit:
+        """Return what loading a model would mean; nothing is loaded, and nobody leaves."""
+        entry = self.find(loader.key) or Entry(loader.key, loader.spec, loader, self._table.now_s())
+        with mapped(f"Estimating {loader.spec} failed"):
+            estimate = Estimate.of(await loader.estimate())
+        return self._mover.admission.would(entry, estimate)
+
+    async def relieve(self, loader: Loader, error: InsufficientMemoryError) -> None:
+        """Have idle models leave the devices of one that ran out of memory while it computed.
+
+        Raises
+        ------
+        InsufficientMemoryError
+            The error with the table of who holds what, if none could leave.
+        """
+        entry, admission = self.find(loader.key), self._mover.admission
+        if entry is None or not await admission.evict_idle(entry):
+            raise error if entry is None else admission.refused(entry, error) from None
 
     # What is told
 
@@ -233,6 +264,17 @@ class Residency:
     def find(self, key: ResourceKey) -> Entry | None:
         """Return the entry of a key, if it is in memory, asleep or loading."""
         return self._table.find(key)
+
+    def cost_s(self, key: ResourceKey) -> float | None:
+        """Return the seconds until a model could compute: 0 in memory; None if it has to be loaded."""
+        entry = self.find(key)
+        if entry is None or entry.model is None:
+            return None
+        return 0.0 if entry.state is State.HOT else wake_s(entry)
+
+    def moved(self, key: ResourceKey) -> tuple[int, int]:
+        """Return how often a model was loaded or woken since the process began, and the bytes that took."""
+        return self._table.moved(key)
 
     def events(self) -> list[Event]:
         """Return what happened, oldest first."""

@@ -74,9 +74,9 @@ class DeviceUse:
     total
         What the device has; the limit where nobody can tell, 0 without one.
     in_use
-        Charged to models that run, wait, load, or are pinned or open.
+        Charged to models that run, wait, load, or are pinned.
     idle
-        Charged to models that could leave at once.
+        Charged to models that could sleep or leave at once, also if somebody holds them open.
     peers
         Charged to models of other kernels.
     strangers
@@ -95,6 +95,9 @@ class DeviceUse:
     free: int
 
 
+_WORDS = {State.HOT: "ready", State.WARM: "asleep"}
+
+
 def held_text(residents: Sequence[Resident]) -> str:
     """Return who holds what, as lines of text, for an error message."""
     if not residents:
@@ -103,12 +106,14 @@ def held_text(residents: Sequence[Resident]) -> str:
 
 
 def _line(one: Resident) -> str:
-    held = ", ".join(f"{_place(device)} {size_text(n)}" for device, n in one.bytes.items())
+    held = ", ".join(f"{place(device)} {size_text(n)}" for device, n in one.bytes.items())
     use = f"{one.running} running, {one.handles} open"
     if one.opened_in:
         use += f" in {', '.join(one.opened_in)}"
-    return f"{one.spec}: {held or '0 B'} ({one.state}, {use}{', pinned' if one.pinned else ''})"
+    state = _WORDS.get(one.state, one.state)
+    return f"{one.spec}: {held or '0 B'} ({state}, {use}{', pinned' if one.pinned else ''})"
 
 
-def _place(device: str) -> str:
+def place(device: str) -> str:
+    """Return a device as people call it."""
     return "main memory" if device == HOST else device

@@ -50,19 +50,22 @@ class Sharing:
         """Return the ledger, entered for the sake of these devices; None if they are ours alone."""
         if not any(self._memory.identity(device) for device in devices):
             return None
-        if self._ledger is None:
-            self._ledger = Ledger()
+        ledger = self._opened()
         if not self._serving:
             self._serving = True
-            self._ledger.serve(self._give)
-        return self._ledger
+            ledger.serve(self._give)
+        return ledger
+
+    def _opened(self) -> Ledger:
+        with self._table.lock:  # who asks what others have may be on any thread
+            if self._ledger is None:
+                self._ledger = Ledger()
+            return self._ledger
 
     def others(self, device: str) -> list[Row]:
-        """Return what other processes have on a device."""
+        """Return what other processes have on a device. Tells them nothing. From any thread."""
         identity = self._memory.identity(device)
-        if self._ledger is None or not identity:
-            return []
-        return self._ledger.others(identity)
+        return self._opened().others(identity) if identity else []
 
     def promised_bytes(self, device: str) -> int:
         """Return the bytes of a device that are others' and that its free memory still shows."""

@@ -37,6 +37,7 @@ class Table:
         self.now_s = clock
         self._open: dict[ResourceKey, Counter[str]] = {}
         self._reuse: dict[ResourceKey, Reuse] = {}
+        self._moved: dict[ResourceKey, tuple[int, int]] = {}
         self._turn = 0
         self._last: ResourceKey | None = None
 
@@ -70,6 +71,15 @@ class Table:
             self._last = entry.key
             self._turn += 1
             self._reuse.setdefault(entry.key, Reuse()).used(self._turn)
+
+    def moved(self, key: ResourceKey) -> tuple[int, int]:
+        """Return how often a key was loaded or woken, and the bytes that took."""
+        return self._moved.get(key, (0, 0))
+
+    def came(self, key: ResourceKey, count: int) -> None:
+        """Note that a key was loaded or woken, and the bytes of it."""
+        times, total = self.moved(key)
+        self._moved[key] = (times + 1, total + count)
 
     def chance(self, key: ResourceKey) -> float:
         """Return how likely a key is to be wanted next, on a scale that all share."""

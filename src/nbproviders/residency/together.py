@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Sequence
 
 from nbproviders.core.model import Model
-from nbproviders.residency.admission import OUTSIDE
+from nbproviders.errors import setup_failed
+from nbproviders.residency.admission import OUTSIDE, Want
 from nbproviders.residency.entry import Entry, Loader, State
-from nbproviders.residency.moving import Left, Mover
+from nbproviders.residency.moving import FOREIGN, Left, Mover
 from nbproviders.residency.table import Table
 
 
@@ -55,10 +56,21 @@ class _Held:
                 await leaving.gone.wait()
         with self._table.lock:
             self._entries = {loader.key: self._table.obtain(loader) for loader in loaders}
-        entries = list(self._entries.values())
+            for entry in self._entries.values():
+                entry.groups += 1
+        try:
+            await self._admitted(list(self._entries.values()))
+        finally:
+            for entry in self._entries.values():
+                entry.groups -= 1
+        self._mover.admission.changes.tell()
+        for _, waiter in self._waiters:
+            await waiter
+
+    async def _admitted(self, entries: Sequence[Entry]) -> None:
         while any(entry.state is State.DRAINING for entry in entries):
             await self._mover.admission.changes.wait()
-        wants = [await self._mover.wanted(entry) for entry in entries]
+        wants = [await self._wanted(entry) for entry in entries]
         await self._mover.admission.admit(wants)
         # No await from here to the last waiter: what was reserved is still as it was.
         for entry in entries:
@@ -67,9 +79,12 @@ class _Held:
                 raise Left
         for entry in entries:
             self._claim(entry)
-        self._mover.admission.changes.tell()
-        for _, waiter in self._waiters:
-            await waiter
+
+    async def _wanted(self, entry: Entry) -> Want:
+        try:
+            return await self._mover.wanted(entry)
+        except FOREIGN as error:
+            raise setup_failed(entry.spec, error) from None
 
     def _claim(self, entry: Entry) -> None:
         if entry.state is State.HOT:

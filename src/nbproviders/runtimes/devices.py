@@ -11,8 +11,10 @@ from typing import Any
 
 from nbproviders.errors import ConfigurationError
 from nbproviders.residency.memory import Memory, Reading
+from nbproviders.runtimes import virtual
 
 _SMALL_WORK = 100_000_000
+_suiting = threading.Lock()
 
 
 def best_device() -> str:
@@ -42,11 +44,17 @@ def resolve_device(wanted: str | None) -> str:
     there = ["cpu"]
     there += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     there += ["mps"] if torch.backends.mps.is_available() else []
+    there += list(virtual.devices())
     if name not in there and not (kind in ("cpu", "mps") and kind in there and index == "0"):
         raise ConfigurationError(
             f"There is no device {wanted!r} here", hint=f"Devices here: {', '.join(there)}."
         )
     return kind if kind in ("cpu", "mps") else name
+
+
+def computes_on(device: str) -> str:
+    """Return the device as torch knows it: what is on a virtual one is computed by the CPU."""
+    return "cpu" if virtual.is_virtual(device) else device
 
 
 def cuda_count() -> int:
@@ -76,9 +84,11 @@ def add_probes(memory: Memory) -> None:
     import torch
 
     if torch.cuda.is_available():
-        memory.add_probe("cuda", _probe_cuda)
+        memory.add_probe("cuda", _probe_cuda, identity=_cuda_identity)
     if torch.backends.mps.is_available():
-        memory.add_probe("mps", _probe_mps)
+        memory.add_probe("mps", _probe_mps, identity=str)
+    if virtual.devices():
+        memory.add_probe(virtual.KIND, virtual.probe, identity=str, sees_others=False)
 
 
 def _probe_cuda(device: str) -> Reading:
@@ -88,6 +98,14 @@ def _probe_cuda(device: str) -> Reading:
     # What our own allocator has cached but not handed out is ours to use.
     spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return Reading(total, free + spare)
+
+
+@cache
+def _cuda_identity(device: str) -> str:
+    """Return a GPU's UUID: its number depends on what a process is allowed to see."""
+    import torch
+
+    return f"cuda:{torch.cuda.get_device_properties(device).uuid}"
 
 
 def _probe_mps(device: str) -> Reading:
@@ -111,15 +129,16 @@ def suit_threads(work: int) -> None:
     """
     import torch
 
-    everything = _all_threads()
-    wanted = 1 if work < _SMALL_WORK else everything
-    if torch.get_num_threads() == wanted:
-        return
-    torch.set_num_threads(wanted)
-    # That also sets what later threads begin with, theirs and ours: put back, by a thread of its own.
-    other = threading.Thread(target=torch.set_num_threads, args=(everything,))
-    other.start()
-    other.join()
+    with _suiting:  # in between, a thread that asks for the first time would see the wrong number
+        everything = _all_threads()
+        wanted = 1 if work < _SMALL_WORK else everything
+        if torch.get_num_threads() == wanted:
+            return
+        torch.set_num_threads(wanted)
+        # That also sets what later threads begin with, theirs and ours: put back, by a thread of its own.
+        other = threading.Thread(target=torch.set_num_threads, args=(everything,))
+        other.start()
+        other.join()
 
 
 @cache
@@ -134,6 +153,8 @@ def release_cached() -> None:
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch is not None and torch.backends.mps.is_available():
+        torch.mps.empty_cache()
     trim = _malloc_trim()
     if trim is not None:
         trim(0)

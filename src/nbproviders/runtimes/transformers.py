@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +10,20 @@ from typing import Any
 from nbproviders.core.model import ModelInfo
 from nbproviders.core.params import Message
 from nbproviders.core.tokens import Token
+from nbproviders.errors import ClosedError, UnsupportedError
+from nbproviders.residency.progress import Progress
+from nbproviders.residency.sleeping import Transfer
 from nbproviders.runtimes import decoding, probabilities, quantization
 from nbproviders.runtimes.devices import release_cached, suit_threads
 from nbproviders.runtimes.local import LocalModel, Stop
+from nbproviders.runtimes.placement import Placement
 from nbproviders.runtimes.rows import Row
+from nbproviders.runtimes.slab import tensor_bytes
 from nbproviders.runtimes.threads import Worker
 
 _UNBOUNDED_TOKENS = 1_000_000  # tokenizers say 1e30 for "no limit"
 _FALLBACK_ROOM_TOKENS = 512
+_SMALL_BYTES = 2**20
 
 
 class TransformersModel(LocalModel):
@@ -56,6 +63,7 @@ class TransformersModel(LocalModel):
         self._parameters = sum(p.numel() for p in model.parameters())
         limit = parallel or _parallel(self._parameters)
         super().__init__(worker, limit)
+        self._placement: Placement | None = None
         can = {"next_tokens", "score", "logprobs"}
         if getattr(tokenizer, "chat_template", None):
             can.add("chat")
@@ -77,7 +85,66 @@ class TransformersModel(LocalModel):
         """Its tokenizer."""
         return self._tokenizer
 
+    async def sleep(self) -> Transfer:
+        """Give the device's memory back; no bytes are moved. See `Sleeps`.
+
+        Raises
+        ------
+        UnsupportedError
+            If the weights could not come back as they are: they stay.
+        """
+        return await self._worker.run_to_end(self._put_to_sleep)
+
+    async def wake(self, progress: Progress) -> Transfer:
+        """Have the weights on the device again, each bit as it was. Cancelled, it stays asleep.
+
+        Raises
+        ------
+        ProviderError
+            If what they come from is gone or has changed, or there is no room: it stays asleep, too.
+        """
+        return await self._worker.run_to_end(self._woken, progress, on_cancel=progress.cancel)
+
     # On the worker's thread from here on
+
+    def settle(self, placement: Placement) -> None:
+        """Take over where the weights are, and with it whether they can sleep."""
+        self._placement = placement
+        can, notes = self.info.can, self.info.notes
+        if placement.reason:
+            notes = (
+                *notes,
+                f"leaves memory by being freed and is loaded again: {placement.reason}",
+            )
+        else:
+            can |= {"sleep"}
+        self.info = dataclasses.replace(
+            self.info, memory_bytes=placement.held, can=can, notes=notes
+        )
+
+    def _put_to_sleep(self) -> Transfer:
+        return self._told_of(self._movable().sleep())
+
+    def _woken(self, progress: Progress) -> Transfer:
+        return self._told_of(self._movable().wake(progress))
+
+    def _movable(self) -> Placement:
+        super()._require_open()
+        if self._placement is None:
+            raise UnsupportedError(
+                f"{self.info.spec} cannot sleep: it was not loaded by a provider.",
+                hint="Close it instead.",
+            )
+        return self._placement
+
+    def _told_of(self, transfer: Transfer) -> Transfer:
+        self.info = dataclasses.replace(self.info, memory_bytes=dict(transfer.held))
+        return transfer
+
+    def _require_open(self) -> None:
+        super()._require_open()
+        if self._placement is not None and self._placement.asleep:
+            raise ClosedError(f"{self.info.spec} is asleep.", hint="Wake it first.")
 
     def warm_up(self) -> None:
         """Generate one token, so that the first request does not pay for lazy imports and page faults.
@@ -114,6 +181,8 @@ class TransformersModel(LocalModel):
             suit_threads(self._parameters * rows)
 
     def _free(self) -> None:
+        if self._placement is not None:
+            self._placement.free()
         free_tensors(self._model)
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
@@ -179,21 +248,6 @@ def _parallel(parameters: int) -> int:
     return 128 if parameters < 100e6 else 32 if parameters < 3e9 else 16
 
 
-def tensor_bytes(model: Any) -> dict[str, int]:
-    """Return bytes of parameters and buffers on each device, shared storage counted once."""
-    seen: set[tuple[str, int]] = set()
-    total: dict[str, int] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        storage = tensor.untyped_storage()
-        place = (str(tensor.device), storage.data_ptr())
-        if place in seen and place[1]:
-            continue
-        seen.add(place)
-        device = "cpu" if tensor.device.type == "cpu" else str(tensor.device)
-        total[device] = total.get(device, 0) + tensor.numel() * tensor.element_size()
-    return total
-
-
 def free_tensors(model: Any) -> None:
     """Give back the memory of every parameter and buffer, though the module may live on.
 
@@ -201,12 +255,15 @@ def free_tensors(model: Any) -> None:
     """
     import torch
 
+    freed = 0
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             storage = tensor.untyped_storage()
+            freed += storage.nbytes()
             tensor.grad = None
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             if storage.resizable():
                 storage.resize_(0)
-    gc.collect()
+    if freed > _SMALL_BYTES:  # half a second in a large process; one that slept has nothing to find
+        gc.collect()
     release_cached()

@@ -15,7 +15,7 @@ from nbproviders import registry, session
 from nbproviders.core.client import Client
 from nbproviders.core.spec import ModelSpec, ResourceKey, split_options
 from nbproviders.errors import ConfigurationError, ProviderError
-from nbproviders.widgets import models
+from nbproviders.widgets import closing, models
 from nbproviders.widgets.models import CELL, MUTED, Loading
 from nbproviders.widgets.on_disk import OnDisk
 from nbproviders.widgets.tasks import Home, Job, State, clicks_note, told
@@ -71,6 +71,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         self._suggest_providers()
         self.spec = chosen
         self._found.look()
+        closing.close_when_rerun(self)
 
     # What people and code do
 
@@ -111,8 +112,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         if hasattr(self, "_home"):  # not if it could not even be made
             self.stop()
             self._drop()
-            for part in self._parts:
-                part.close()
+            closing.close_all((*self._parts, self.layout))
         super().close()
 
     # The parts

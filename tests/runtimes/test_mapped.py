@@ -1,0 +1,89 @@
+"""Modules on the CPU that sleep by their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbproviders.residency.progress import Progress
+from nbproviders.runtimes import mapped
+
+torch = pytest.importorskip("torch")
+save_file = pytest.importorskip("safetensors.torch").save_file
+
+
+def written(folder: Path, **tensors: Any) -> Path:
+    """Save tensors one behind the other, in the order of their names."""
+    save_file({k: v.detach().clone() for k, v in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def module(**tensors: Any) -> Any:
+    made = torch.nn.Module()
+    for name, tensor in tensors.items():
+        made.register_buffer(name, tensor)
+    return made
+
+
+def came_back(model: Any, there: Any) -> bool:
+    want = {name: t.clone() for name, t in model.named_buffers()}
+    there.sleep()
+    there.wake(Progress())
+    return all(torch.equal(t, want[name]) for name, t in model.named_buffers())
+
+
+def test_what_lies_askew_in_its_file_comes_into_a_slab(tmp_path: Path) -> None:
+    """A mapping is used where numbers lie on their boundaries; elsewhere their bytes are read."""
+    model = module(a=torch.arange(6, dtype=torch.int8), b=torch.randn(500), c=torch.randn(500))
+    folder = written(tmp_path, a=model.a, b=model.b, c=model.c)
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].rstrip() + b" "  # a length that is no multiple of anything
+    header += b" " * (1 - len(header) % 2)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+    there = mapped.keep(model, folder)
+    assert there.reason == ""
+    there.sleep()
+    woken = there.wake(Progress())
+    assert woken.moved_bytes >= 4_000
+    assert torch.equal(model.a, torch.arange(6, dtype=torch.int8))
+    assert came_back(model, there)
+    there.free()
+
+
+def test_a_storage_leaves_whole_or_not_at_all(tmp_path: Path) -> None:
+    """What shares its storage with something that no file holds stays with it."""
+    whole = torch.randn(2, 50)
+    model = module(a=whole[0], b=whole[1], c=torch.randn(40_000))
+    there = mapped.keep(model, written(tmp_path, a=model.a, c=model.c))
+    assert there.reason == ""
+    there.sleep()
+    assert there.held == {"cpu": whole.nbytes}
+    assert torch.equal(model.b, whole[1])
+    assert torch.equal(model.a, whole[0])
+    there.wake(Progress())
+    assert came_back(model, there)
+
+
+def test_there_is_no_sleep_for_a_part(tmp_path: Path) -> None:
+    """Where more than a little would stay, it does not sleep, however few bytes that is."""
+    model = module(a=torch.randn(50), b=torch.randn(100))
+    there = mapped.keep(model, written(tmp_path, b=model.b))
+    assert there.reason == "not all weights are as the files hold them (a)"
+    assert "safetensors" in mapped.keep(model, None).reason
+
+
+def test_sleeping_again_reads_no_file(tmp_path: Path) -> None:
+    """What was compared once is not compared again: the second sleep needs no files."""
+    model = module(a=torch.randn(5000))
+    folder = written(tmp_path, a=model.a)
+    there = mapped.keep(model, folder)
+    assert came_back(model, there)
+    (folder / "model.safetensors").rename(folder / "away")
+    there.sleep()
+    (folder / "away").rename(folder / "model.safetensors")
+    there.wake(Progress())
+    assert came_back(model, there)
