@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 QUICKSTART = NOTEBOOKS / "01_quickstart.ipynb"
 QUANTIZATION = NOTEBOOKS / "02_quantization.ipynb"
+MEMORY = NOTEBOOKS / "03_memory.ipynb"
 PROVIDER = NOTEBOOKS / "06_write_a_provider.ipynb"
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
@@ -56,6 +57,8 @@ def executed(path: Path, folder: Path, *needed: str) -> dict[str, Any]:
     patch.setenv("HF_HUB_OFFLINE", "1")
     # The extension's own settings and history must not be the user's.
     patch.setenv("IPYTHONDIR", str(folder / "ipython"))
+    # Nor shall another process that has models on a device of the same name take part.
+    patch.setenv("XDG_RUNTIME_DIR", str(folder))
     notebook = read(path)
     try:
         client.NotebookClient(
@@ -77,11 +80,16 @@ def quantization(tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def memory(tmp_path_factory) -> dict[str, Any]:
+    return executed(MEMORY, tmp_path_factory.mktemp("lesson"), "transformers")
+
+
+@pytest.fixture(scope="module")
 def write_a_provider(tmp_path_factory) -> dict[str, Any]:
     return executed(PROVIDER, tmp_path_factory.mktemp("lesson"), "transformers")
 
 
-@pytest.fixture(params=["quickstart", "quantization", "write_a_provider"])
+@pytest.fixture(params=["quickstart", "quantization", "memory", "write_a_provider"])
 def lesson(request) -> dict[str, Any]:
     """Each executed notebook in turn."""
     return request.getfixturevalue(request.param)
@@ -255,6 +263,77 @@ def test_charts_have_words(quantization):
         assert re.search(r'<img alt="[^"]{20,}"', data["text/html"])
     assert set(demo.GGUF) <= set(re.findall(r"demo-\w+", text_of(quantization["residents"])))
     assert int(text_of(quantization["unload"])) > 1_000_000
+
+
+def states(outputs: Any) -> dict[str, str]:
+    """Return the state of each model in a table of residents, from its plain text."""
+    found = re.findall(r"^gpu:(\S+) +(\w+)", text_of(outputs), re.MULTILINE)
+    return dict(found)
+
+
+def test_two_of_three_fit(memory):
+    """What the lesson says of the sizes holds: any two models fit the device, all three do not."""
+    limit = float(text_of(memory["fits"]).splitlines()[2].split()[-2])
+    *each, together = map(float, re.findall(r"([\d.]+) MiB", text_of(memory["sum"])))
+    assert len(each) == 3
+    assert sum(sorted(each)[1:]) < limit < together
+    assert limit < 8
+
+
+def test_one_sleeps_and_wakes(memory):
+    """The third model sends the one to sleep that was told before; it wakes quicker than it was loaded."""
+    assert states(memory["residents"]) == {"demo-s": "ready", "demo-m": "ready"}
+    assert "demo-xs fits once gpu:demo-s sleeps." in text_of(memory["third-fits"])
+    after = {"demo-s": "asleep", "demo-m": "ready", "demo-xs": "ready"}
+    assert states(memory["third"]) == after
+    assert text_of(memory["third"]).startswith("44\n")  # the text calls it wrong
+    created, woken = re.findall(r"(?:created|woken) +([\d.]+) s", text_of(memory["wakes"]))
+    assert float(woken) < float(created)
+    assert text_of(memory["wakes"]).endswith("from host copy\n")
+    assert int(text_of(memory["by-hand"]).split()[0].replace(",", "")) > 1_000_000
+
+
+def test_open_and_pinned_models(memory):
+    """An open model is shown with its cell; a pinned one stays although it was used the longest time ago."""
+    assert text_of(memory["handle"]) == "egirt\n"
+    assert re.search(
+        r"^gpu:demo-s +ready .* 1 in In \[\d+\] ", text_of(memory["handle-shown"]), re.M
+    )
+    after = {"demo-s": "ready", "demo-m": "ready", "demo-xs": "asleep"}
+    assert states(memory["pinned"]) == after
+    assert re.findall(r"^gpu:(\S+) .* yes$", text_of(memory["pinned"]), re.MULTILINE) == ["demo-m"]
+
+
+def test_refusals_are_shown(memory):
+    """Three at once and a second large one are refused, and the error's table names the pinned model."""
+    assert text_of(memory["together"]) == "retto retto\n"
+    assert "7.6 MiB on virtual:0" in text_of(memory["not-together"])
+    refused = text_of(memory["refused"])
+    assert "too much" in refused
+    assert re.search(r"^  gpu:demo-m: .*pinned\)$", refused, re.MULTILINE)
+    assert "nbp.unload_all()" in refused.splitlines()[-1]
+
+
+def test_budget_evicts(memory):
+    """For the same model the large one first sleeps, and with the budget for copies it is evicted."""
+    half = "demo-m?dtype=bfloat16"
+    before, after = states(memory["unpin"]), states(memory["budget"])
+    assert before == {"demo-s": "ready", "demo-m": "asleep", "demo-xs": "asleep", half: "ready"}
+    assert after == {"demo-s": "ready", "demo-xs": "asleep", half: "ready"}
+    (shown,) = memory["chart"]
+    assert "image/png" in shown.data
+    assert re.search(r"gpu:demo-m loaded 1.[^;]*evicted 1., at the end gone", text_of([shown]))
+
+
+def test_comparison_moves_the_least(memory):
+    """The comparison of more models than fit loads each once; the panel after it can be read anywhere."""
+    assert "3 loads, 3.6 MiB moved into memory: the least there can be." in text_of(
+        memory["comparison"]
+    )
+    assert text_of(memory["panel"]).startswith("ResidentsPanel\n")
+    assert set(states(memory["panel"]).values()) == {"ready", "asleep"}
+    assert "gpu:demo-m" in memory["panel"][0].data["text/html"]
+    assert int(text_of(memory["unload"]).split()[0].replace(",", "")) > 3_000_000
 
 
 def test_own_provider_is_set_up_once(write_a_provider):
