@@ -219,7 +219,8 @@ def test_a_demo_model_sleeps_and_wakes() -> None:
         freed = nbp.sleep(DEMO)
         [asleep] = nbp.residents()
         assert (asleep.state, asleep.handles) == ("warm", 1)
-        assert freed == sum(before.bytes.values()) - sum(asleep.bytes.values()) > 100_000
+        room = sum(before.bytes.values()) - sum(asleep.bytes.values())
+        assert room > freed > 100_000  # of the room, a part was only kept free to compute
         assert nbp.sleep(DEMO) == 0
         assert m.generate("12+30=") == text
         assert nbp.residents()[0].state == "hot"
@@ -227,7 +228,7 @@ def test_a_demo_model_sleeps_and_wakes() -> None:
         nbp.wake(DEMO)
         assert nbp.residents()[0].state == "hot"
     moved = [(e.kind, e.moved_bytes > 0, e.bytes) for e in nbp.events() if e.kind in MOVES][-4:]
-    assert moved == [("slept", False, freed), ("woken", True, freed)] * 2
+    assert moved == [("slept", False, room), ("woken", True, room)] * 2
     assert nbp.residents()[0].load_s == before.load_s
 
 
@@ -359,7 +360,7 @@ def test_the_longest_wait_for_memory(lab: type[ScriptedProvider], default_memory
         running = threading.Thread(target=lambda: list(stream))
         running.start()
         assert Sized.gate.reached.wait(BOUND_S)
-        with pytest.raises(nbp.InsufficientMemoryError, match="sized:a: fake:0 1000 B .hot, 1 run"):
+        with pytest.raises(nbp.InsufficientMemoryError, match="sized:a: fake:0 1000 B .ready, 1 run"):
             nbp.load_sync("sized:b", timeout_s=BOUND_S)
         Sized.gate.open()
         running.join(BOUND_S)

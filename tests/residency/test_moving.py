@@ -150,7 +150,7 @@ async def test_what_is_only_taken_to_compute_is_charged_and_not_taken() -> None:
     loading.open()
     (await asking).release()
     assert (entry.state, entry.charges, entry.taken("gpu")) == (State.HOT, {"gpu": 65}, 40)
-    assert await home.sleep(entry) == 65
+    assert await home.sleep(entry) == 40
     assert (entry.state, entry.charges, entry.taken("gpu")) == (State.WARM, {}, 0)
     loader.sleeper.gate = waking
     asking = start(home.lease(loader))
@@ -164,6 +164,25 @@ async def test_what_is_only_taken_to_compute_is_charged_and_not_taken() -> None:
         ("slept", "a", 65, 0),
         ("woken", "a", 65, 40),
     ]
+
+
+@in_virtual_time
+async def test_a_copy_on_the_host_is_taken_also_while_it_wakes() -> None:
+    """It is there all the time; what the wake brings is promised first, and taken as far as it tells."""
+    home, gate = house(100, host=100), Gate()
+    loader = SleepyLoader(needs=60)
+    await asleep(home, loader)
+    loader.sleeper.gate = gate
+    asking = start(home.lease(loader))
+    await turns()
+    entry = there(home, loader)
+    assert entry.charges == {"gpu": 60, HOST: 60}
+    assert (entry.taken(HOST), entry.taken("gpu")) == (60, 0)
+    entry.progress.report(25, 60)
+    assert (entry.taken(HOST), entry.taken("gpu")) == (60, 25)
+    gate.open()
+    (await asking).release()
+    assert (entry.taken(HOST), entry.taken("gpu")) == (60, 60)
 
 
 @in_virtual_time
@@ -268,8 +287,10 @@ async def test_who_only_says_that_it_sleeps_is_freed_instead() -> None:
         return model
 
     boaster = ScriptedLoader("boaster", make=boasting, needs=60)
-    await resident(home, boaster, ScriptedLoader("b", needs=60))
-    assert boaster.model.closed == 1
+    await resident(home, boaster)
+    assert not home.residents()[0].sleeps
+    await resident(home, ScriptedLoader("b", needs=60))
+    assert (boaster.model.closed, told(home, "failed")) == (1, [])
     assert set(charges(home)) == {"b"}
 
 

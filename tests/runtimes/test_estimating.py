@@ -220,7 +220,7 @@ def test_a_model_that_loops_over_tokens_is_drawn_out(
     monkeypatch.setattr(estimating, "MOST_OPERATIONS", 5000)
     told = estimating.expected(wanted(tmp_path), "cpu")
     held, peak = architectures.measured(tmp_path, CAUSAL, "float32", 128)
-    assert "32 tokens" in told.notes[0]
+    assert "16 tokens" in told.notes[0]
     assert told.weights["cpu"] == held
     assert told["cpu"] == pytest.approx(held + peak, rel=0.05)
 

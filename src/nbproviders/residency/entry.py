@@ -116,6 +116,11 @@ class Entry:
         return sum(self.charges.values())
 
     @property
+    def taken_bytes(self) -> int:
+        """Bytes of its charges that are really allocated, on all devices together."""
+        return sum(self.taken(device) for device in self.charges)
+
+    @property
     def idle(self) -> bool:
         """Whether it is in memory and nobody would miss it this moment."""
         if self.hard or self.pinned or self.moving is not None:

@@ -164,7 +164,7 @@ class Residency:
             Telling every failed closing; the others are freed all the same.
         """
         entries = [entry for entry in self._table.all() if chosen(entry)]
-        freed = sum(entry.charged_bytes for entry in entries)
+        freed = sum(entry.taken_bytes for entry in entries)
         for entry in entries:
             if force:
                 self._mover.force(entry)
@@ -194,7 +194,7 @@ class Residency:
             raise InvalidRequestError(
                 f"{entry.spec} is pinned: it stays.", hint=f'nbp.unpin("{entry.spec}") first.'
             )
-        before = entry.charged_bytes
+        before = entry.taken_bytes
         if entry.state is State.HOT and entry.sleeper is None:
             raise UnsupportedError(
                 f"{entry.spec} cannot sleep. {' '.join(entry.model.info.notes) if entry.model else ''}",
@@ -202,7 +202,7 @@ class Residency:
             )
         if not await self._mover.sleep(entry, "by hand") and entry.refused is not None:
             raise fresh(entry.refused)
-        return before - entry.charged_bytes
+        return before - entry.taken_bytes
 
     async def pin(self, loader: Loader) -> None:
         """Have a model in memory, and keep it there whatever else is wanted."""

@@ -27,7 +27,7 @@ MOST_CONTEXT_TOKENS = 4096
 MOST_OPERATIONS = 25_000
 _LEAST_PERIOD, _LONGEST_PERIOD = 4, 8
 _SAMPLED_ROWS = 64
-_SHORT_TOKENS = (16, 32)
+_SHORT_TOKENS = (8, 16)
 _GUESSED = "cache and workspace are guessed: "
 
 Turn = Callable[[], AbstractContextManager[object]]

@@ -21,6 +21,7 @@ from nbproviders.render import memory as shown
 from nbproviders.render.tables import NO_FORMULAS, visible
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.residents import DeviceUse, Resident
+from nbproviders.widgets.closing import close_when_rerun
 from nbproviders.widgets.models import MUTED
 from nbproviders.widgets.rows import DOING, Look, Row, code
 from nbproviders.widgets.tasks import Home, Job, State as JobState, Tell, clicks_note, told
@@ -129,6 +130,7 @@ class ResidentsPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not t
         super().__init__(children=self._children(), _view_count=0, **kwargs)
         self.observe(lambda _: self._home.call(self._watch_if_seen), "_view_count")
         self._show(look())
+        close_when_rerun(self)
 
     def close(self) -> None:
         """Stop looking, and take it off the page."""
