@@ -12,16 +12,19 @@ from nbproviders.catalog import aliases, settings
 from nbproviders.catalog.services import SERVICES
 from nbproviders.errors import ProviderError
 from nbproviders.residency import residency as residencies
-from nbproviders.residency.memory import BUDGET_VARIABLE
+from nbproviders.residency.memory import BUDGET_VARIABLE, KEEP_VARIABLE
+from nbproviders.runtimes.process.state import STATE_VARIABLE
 from tests.leaks import Leaks
 
 
 @pytest.fixture(autouse=True)
 def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A settings file of this test alone, no budget and nobody's keys; its path is told."""
+    """A settings file and state folder of this test alone, no budget and nobody's keys; its path is told."""
     path = tmp_path / "nbproviders-config.toml"
     monkeypatch.setenv(settings.CONFIG_VARIABLE, str(path))
-    monkeypatch.delenv(BUDGET_VARIABLE, raising=False)
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "nbproviders-state"))
+    for variable in (BUDGET_VARIABLE, KEEP_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
     for row in SERVICES.values():
         for variable in (*row.key_variables, row.url_variable or "_"):
             monkeypatch.delenv(variable, raising=False)

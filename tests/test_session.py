@@ -360,7 +360,9 @@ def test_the_longest_wait_for_memory(lab: type[ScriptedProvider], default_memory
         running = threading.Thread(target=lambda: list(stream))
         running.start()
         assert Sized.gate.reached.wait(BOUND_S)
-        with pytest.raises(nbp.InsufficientMemoryError, match="sized:a: fake:0 1000 B .ready, 1 run"):
+        with pytest.raises(
+            nbp.InsufficientMemoryError, match="sized:a: fake:0 1000 B .ready, 1 run"
+        ):
             nbp.load_sync("sized:b", timeout_s=BOUND_S)
         Sized.gate.open()
         running.join(BOUND_S)

@@ -120,9 +120,9 @@ async def test_what_is_reserved_is_in_use_and_not_others(home: Residency) -> Non
     await resident(home, Worked("idle", needs=100, device="gpu:0"))
     loading = start(home.lease(ScriptedLoader("new", needs=200, device="gpu:0", gate=gate)))
     await turns()
-    used["gpu:0"] = 100
+    used["gpu:0"] = 100 + 30
     gpu = use_of(home, "gpu:0")
-    assert (gpu.in_use, gpu.idle, gpu.strangers, gpu.free) == (200, 150, 0, 650)
+    assert (gpu.in_use, gpu.idle, gpu.strangers, gpu.free) == (200, 150, 30, 620)
     gate.open()
     (await loading).release()
 

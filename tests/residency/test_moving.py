@@ -751,6 +751,26 @@ async def test_time_to_live_never_ends_what_is_used_or_pinned() -> None:
 
 
 @in_virtual_time
+async def test_a_shorter_time_to_live_holds_from_the_next_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody sleeps through it because a longer one was set before."""
+    home, loader = house(), ScriptedLoader()
+    monkeypatch.setenv(KEEP_VARIABLE, "5000")
+    await resident(home, loader)
+    monkeypatch.setenv(KEEP_VARIABLE, "10")
+    await operate(home, loader, Gate(opened=True))
+    await asyncio.sleep(11)
+    assert loader.model.closed == 1
+    home.memory.set_keep(5000)
+    await resident(home, loader)
+    home.memory.set_keep(10)
+    home.settle()
+    await asyncio.sleep(11)
+    assert loader.model.closed == 1
+
+
+@in_virtual_time
 async def test_a_time_to_live_that_is_no_time_is_told_at_the_next_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

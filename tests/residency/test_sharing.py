@@ -12,6 +12,7 @@ import pytest
 
 from nbproviders.core.model import Model
 from nbproviders.errors import InsufficientMemoryError
+from nbproviders.residency import ledger as ledgers
 from nbproviders.residency.admission import SETTLED_S
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.ledger import Ledger, Row
@@ -344,6 +345,23 @@ async def test_a_peer_that_dies_is_forgotten(
     assert new.loads == 0
     doomed.kill()
     (await asyncio.wait_for(asking, BOUND_S)).release()
+
+
+async def test_room_is_taken_while_nobody_else_can(
+    card: Card,
+    kernel: MakeKernel,
+    process: Callable[[], Kernel],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two that look at the same moment do not both find it free: the device is held meanwhile."""
+    monkeypatch.setattr(ledgers, "RESERVE_S", 0.1)
+    mine, other = kernel(), process()
+    await resident(mine, CardLoader(card, "a", 100))
+    assert caplog.text == ""
+    other.do("hold")
+    await resident(mine, CardLoader(card, "b", 100))
+    assert f"Another process has held the ledger of {GPU}" in caplog.text
 
 
 async def test_a_real_process_gives_what_is_idle(

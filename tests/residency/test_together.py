@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
+from nbproviders.residency import admission
 from nbproviders.residency.entry import State
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.lease import Lease
@@ -279,6 +280,7 @@ async def test_who_leaves_while_the_group_waits_is_loaded_anew() -> None:
         await asyncio.sleep(1)
         assert not asking.done()
         await home.unload(lambda entry: entry.spec.name == "there", force=force)
+        await home.pin(there)  # a new one, which nobody counts twice
         gate.open()
         async with asyncio.timeout(30):
             released(await asking)
@@ -329,15 +331,14 @@ async def test_cancelled_at_any_moment(rival: bool) -> None:
         assert home.residents() == []
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["a group", "one model"])
 @in_virtual_time
-async def test_who_is_cancelled_harms_no_group_that_waits_for_the_same(together: bool) -> None:
+async def test_a_cancelled_group_harms_no_other_that_waits_for_the_same() -> None:
     """It goes on waiting, at its place in the queue, though a model of it is pinned meanwhile."""
     home, gate = house(100, host=0), Gate()
     a, b = ScriptedLoader("a", needs=50), ScriptedLoader("b", needs=50)
     running = start(operate(home, ScriptedLoader("busy", needs=50), gate))
     await turns()
-    first = start(home.lease_all([a, b]) if together else home.lease(a))
+    first = start(home.lease_all([a, b]))
     await turns()
     second = start(home.lease_all([b, a]))
     await turns()
@@ -351,3 +352,47 @@ async def test_who_is_cancelled_harms_no_group_that_waits_for_the_same(together:
         await pinning
     await running
     assert (a.loads, b.loads) == (1, 1)
+
+
+@in_virtual_time
+async def test_a_load_that_a_group_waits_for_goes_on_without_its_first_waiter() -> None:
+    """Stop of the one who asked for it alone does not have it begin anew."""
+    home, running_gate, loading = house(100, host=0), Gate(), Gate()
+    a, b = ScriptedLoader("a", needs=40, gate=loading), ScriptedLoader("b", needs=40)
+    running = start(operate(home, ScriptedLoader("busy", needs=50), running_gate))
+    alone = start(home.lease(a))
+    await turns()
+    group = start(home.lease_all([a, b]))
+    await turns()
+    alone.cancel()
+    await turns()
+    assert (a.loads, a.cancelled, states(home)["a"]) == (1, 0, State.LOADING)
+    loading.open()
+    running_gate.open()
+    released(await group)
+    await running
+    assert (a.loads, b.loads) == (1, 1)
+
+
+@in_virtual_time
+async def test_what_room_was_made_for_does_not_queue_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A group whose turn came loads at once, and so does who wants one of it and stands far behind."""
+    monkeypatch.setattr(admission, "MOST_OVERTAKEN", 0)
+    home, gate = house(100, host=0), Gate()
+    a, b, large = (SleepyLoader(n, needs=k) for n, k in (("a", 40), ("b", 40), ("large", 100)))
+    running = start(operate(home, ScriptedLoader("busy", needs=80), gate))
+    await turns()
+    group = start(home.lease_all([a, b]))
+    await turns()
+    behind = start(home.lease(large))
+    await turns()
+    one = start(home.lease(a))
+    await asyncio.sleep(1)
+    gate.open()
+    await running
+    released([*await group, await one])
+    assert asyncio.get_running_loop().time() < 2
+    (await behind).release()
+    assert (a.loads, b.loads, large.loads) == (1, 1, 1)

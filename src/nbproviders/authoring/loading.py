@@ -14,7 +14,9 @@ from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request
 from nbproviders.core.spec import ModelSpec, ResourceKey
 from nbproviders.errors import ProviderError
+from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.progress import Progress
+from nbproviders.runtimes import measuring
 from nbproviders.runtimes.threads import Worker
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class ResidentLoader:
 
     def __init__(self, provider: ResidentProvider, spec: ModelSpec, key: ResourceKey) -> None:
         self._provider, self.spec, self.key = provider, spec, key
+        self._told: Estimate | None = None
 
     @property
     def remote(self) -> bool:
@@ -116,7 +119,11 @@ class ResidentLoader:
     async def estimate(self) -> Mapping[str, int]:
         """Ask the provider, off the loop: headers are read and libraries imported."""
         await free_former(self.key.origin)
-        return await asyncio.to_thread(self._provider.estimate, self.key)
+        self._told = await asyncio.to_thread(self._estimated)
+        return self._told
+
+    def _estimated(self) -> Estimate:
+        return measuring.corrected(Estimate.of(self._provider.estimate(self.key)))
 
     async def prefetch(self, progress: Progress) -> None:
         """Have the provider read ahead, on a thread; it stops when `progress` is cancelled."""
@@ -124,6 +131,15 @@ class ResidentLoader:
 
     async def load(self, progress: Progress) -> Model:
         """Run `load`. Cancelled, one on a thread stops at its next report and leaves nothing."""
+        model = await self._loaded(progress)
+        if self._told is not None and self._told.architecture:
+            # Not waited for: cancelled here, a model that has loaded would belong to nobody.
+            asyncio.get_running_loop().run_in_executor(
+                None, measuring.remember, self.spec.text, self._told, model.info.memory_bytes
+            )
+        return model
+
+    async def _loaded(self, progress: Progress) -> Model:
         if inspect.iscoroutinefunction(self._provider.load):
             return await self._provider.open_spec(self.spec, self.key, progress)
         worker = Worker(self.spec.model.rpartition("/")[2])

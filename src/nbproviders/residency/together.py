@@ -29,7 +29,7 @@ async def ready_all(mover: Mover, table: Table, loaders: Sequence[Loader]) -> li
     while True:
         held = _Held(mover, table)
         try:
-            await held.take(list({loader.key: loader for loader in loaders}.values()))
+            await held.take(loaders)
         except Left:
             held.drop()
         except BaseException:

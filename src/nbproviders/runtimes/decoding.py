@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,8 @@ def generate(model: Any, batch: Batch, pad_id: int, config: Any) -> None:
     mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows])
     config.max_new_tokens = max(row.params.max_tokens or 1 for row in rows)
     # A batch that fits one chunk is prefilled at once: the chunked way costs a second code path.
-    config.prefill_chunk_size = PREFILL_CHUNK_TOKENS if width > PREFILL_CHUNK_TOKENS else None
+    chunked = width > PREFILL_CHUNK_TOKENS and takes_chunks(model)
+    config.prefill_chunk_size = PREFILL_CHUNK_TOKENS if chunked else None
     draws = [
         Draw(row.params.temperature or 0.0, row.params.top_p or 1.0, row.params.seed or 0)
         for row in rows
@@ -160,6 +162,17 @@ def generate(model: Any, batch: Batch, pad_id: int, config: Any) -> None:
     finally:
         hook.remove()
     batch.cancel_rest()
+
+
+def takes_chunks(model: Any) -> bool:
+    """Whether a prompt can be computed in chunks, each continuing the cache of those before.
+
+    An encoder reads all of its text at once; in chunks, ``generate()`` of transformers 5.23 cuts its mask to
+    one column and the text is wrong. Models with a state of their own take no cache.
+    """
+    if model.config.is_encoder_decoder:
+        return False
+    return "past_key_values" in inspect.signature(model.forward).parameters
 
 
 def plain_config(model: Any, pad_id: int, eos_ids: frozenset[int]) -> Any:

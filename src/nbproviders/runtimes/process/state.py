@@ -59,25 +59,26 @@ class Record:
         )
 
 
+def base() -> Path:
+    """Return this user's state folder, or the one that ``NBPROVIDERS_STATE`` names; not made yet."""
+    chosen = os.environ.get(STATE_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return platformdirs.user_state_path("nbproviders")
+
+
 def root() -> Path:
     """Return the folder of this user's servers on this machine, made if need be.
-
-    ``NBPROVIDERS_STATE`` names another than the user's state folder.
 
     Raises
     ------
     ConfigurationError
         If it belongs to somebody else or cannot be made.
     """
-    chosen = os.environ.get(STATE_VARIABLE)
-    if chosen:
-        base = Path(chosen)
-    else:
-        import platformdirs
-
-        base = platformdirs.user_state_path("nbproviders")
     # A home may be shared by machines; ids of processes and locks are not.
-    folder = base / "servers" / (platform.node() or "here")
+    folder = base() / "servers" / (platform.node() or "here")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_private(folder)
