@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,11 @@ def nothing_left() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Kernels of other sessions, and of another worker of this one, share no device with these tests.
+    runtime = tempfile.TemporaryDirectory(prefix="nbp")
+    config.add_cleanup(runtime.cleanup)
+    os.environ["XDG_RUNTIME_DIR"] = runtime.name
+    os.environ.pop("NBPROVIDERS_VIRTUAL", None)
     config.pluginmanager.register(Leaks(config), "leaks")
 
 

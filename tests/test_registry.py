@@ -354,7 +354,11 @@ def test_what_is_no_provider_is_refused() -> None:
         nbp.create_provider("bad")
 
 
-@pytest.mark.parametrize("target", [Lab, factory, Lab("x"), Duck, Duck()], ids=str)
+@pytest.mark.parametrize(
+    "target",
+    [Lab, factory, Lab("x"), Duck, Duck()],
+    ids=["class", "factory", "instance", "duck class", "duck"],
+)
 async def test_the_reference_a_client_shows_opens_it_again(target: Any) -> None:
     """Under whatever name a provider is registered, its models are called by that name."""
     nbp.register_provider("other-name", target)

@@ -37,7 +37,8 @@ def count(change):
         if sum(taken.values()) > {total}:
             taken["over"] = taken.get("over", 0)
             open({over!r}, "a").write(json.dumps(taken) + "\\n")
-        file.seek(0), file.truncate(), json.dump(taken, file)
+        # In one write of one length: this process may be killed at any time.
+        file.seek(0), file.write(json.dumps(taken).ljust(200)), file.flush()
 
 class Counted(virtual.Taking):
     def __init__(self, name, size):
@@ -120,5 +121,4 @@ def forget(taken: Path, name: str) -> None:
         counted = json.load(file)
         counted.pop(name, None)
         file.seek(0)
-        file.truncate()
-        json.dump(counted, file)
+        file.write(json.dumps(counted).ljust(200))
