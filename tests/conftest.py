@@ -15,16 +15,16 @@ from nbproviders.catalog.services import SERVICES
 from nbproviders.errors import ProviderError
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.memory import BUDGET_VARIABLE, KEEP_VARIABLE
-from nbproviders.runtimes.process.state import STATE_VARIABLE
+from nbproviders.runtimes import measuring
 from tests.leaks import Leaks
 
 
 @pytest.fixture(autouse=True)
 def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A settings file and state folder of this test alone, no budget and nobody's keys; its path is told."""
+    """A settings file of this test alone, no budget, measurements or keys of others; its path is told."""
     path = tmp_path / "nbproviders-config.toml"
     monkeypatch.setenv(settings.CONFIG_VARIABLE, str(path))
-    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "nbproviders-state"))
+    monkeypatch.setattr(measuring, "base", lambda: tmp_path / "nbproviders-state")
     for variable in (BUDGET_VARIABLE, KEEP_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     for row in SERVICES.values():

@@ -290,7 +290,7 @@ def test_one_sleeps_and_wakes(memory):
     created, woken = re.findall(r"(?:created|woken) +([\d.]+) s", text_of(memory["wakes"]))
     assert float(woken) < float(created)
     assert text_of(memory["wakes"]).endswith("from host copy\n")
-    assert int(text_of(memory["by-hand"]).split()[0].replace(",", "")) > 1_000_000
+    assert int(text_of(memory["by-hand"]).split()[0].replace(",", "")) > 200_000
 
 
 def test_open_and_pinned_models(memory):
