@@ -413,6 +413,13 @@ def start(work: Awaitable[Any]) -> asyncio.Task[Any]:
     return asyncio.ensure_future(work)  # type: ignore[return-value]
 
 
+async def resident(home: Residency, *loaders: ScriptedLoader) -> None:
+    """Have models in memory, held by nobody."""
+    for loader in loaders:
+        (await home.lease(loader)).release()
+    await turns()
+
+
 async def operate(residency: Residency, loader: ScriptedLoader, gate: Gate) -> None:
     """Hold a model, as an operation does, until the gate opens."""
     async with residency.using(loader):

@@ -161,23 +161,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield running
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            page = browser.new_page(viewport={"width": 900, "height": 800})
-            page.set_default_timeout(30_000)
-            yield page
-            screenshot(page, "picker-last-seen.png", tmp_path)
-        finally:
-            browser.close()
-
-
-def open_and_run(page: Any, lab: Lab, name: str) -> None:
-    """Open a notebook alone, without side bars, and run its first cell."""
+def open_and_run(page: Any, lab: Lab, name: str, shows: str = "select") -> None:
+    """Open a notebook alone, without side bars, and run its first cell until its output has an element."""
     from playwright.sync_api import TimeoutError
 
     page.goto(f"{lab.address}/doc/tree/{name}")
@@ -185,7 +170,7 @@ def open_and_run(page: Any, lab: Lab, name: str) -> None:
     for _ in range(3):  # Lab drops a cell that is run before its kernel is connected
         run_cell(page, 0)
         with contextlib.suppress(TimeoutError):
-            page.get_by_label("Provider").wait_for(timeout=10_000)
+            page.locator(f".jp-OutputArea-output {shows}").first.wait_for(timeout=10_000)
             return
     raise AssertionError("the cell did not run")
 

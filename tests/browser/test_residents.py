@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import pytest
 
 from tests.browser.test_picker import (
-    CHROMIUM,
-    FLAGS,
     Lab,
     fits,
     notebook,
+    open_and_run,
     pytestmark as needs,
     run_cell,
     says,
@@ -89,35 +87,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     (lab.root / "inline.ipynb").write_text(notebook(INLINE))
     with lab.running():
         yield lab
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            page = browser.new_page(viewport={"width": 900, "height": 800})
-            page.set_default_timeout(30_000)
-            yield page
-            screenshot(page, "residents-last-seen.png", tmp_path)
-        finally:
-            browser.close()
-
-
-def open_and_run(page: Any, lab: Lab, name: str, shows: str) -> None:
-    """Open a notebook alone and run its first cell until the output is there."""
-    from playwright.sync_api import TimeoutError
-
-    page.goto(f"{lab.address}/doc/tree/{name}")
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-    for _ in range(3):  # Lab drops a cell that is run before its kernel is connected
-        run_cell(page, 0)
-        with contextlib.suppress(TimeoutError):
-            page.locator(f".jp-OutputArea-output {shows}").first.wait_for(timeout=10_000)
-            return
-    raise AssertionError("the cell did not run")
 
 
 PANEL = "textarea"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -15,17 +14,16 @@ import pytest
 import nbproviders as nbp
 from nbproviders import Score, Token
 from tests.browser.test_picker import (
-    CHROMIUM,
-    FLAGS,
     Lab,
     fits,
     notebook,
+    open_and_run,
     pytestmark as needs,
-    run_cell,
     screenshot,
 )
 
 pytestmark = needs
+HEIGHT = 900
 MADE = """import math
 import nbproviders as nbp
 from nbproviders.core.tokens import token_frame
@@ -61,34 +59,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     (lab.root / "chart.ipynb").write_text(notebook(CHART))
     with lab.running():
         yield lab
-
-
-@pytest.fixture
-def page() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            page = browser.new_page(viewport={"width": 900, "height": 900})
-            page.set_default_timeout(30_000)
-            yield page
-        finally:
-            browser.close()
-
-
-def open_and_run(page: Any, lab: Lab, name: str, shows: str) -> None:
-    """Open a notebook alone and run its cell until the output is there."""
-    from playwright.sync_api import TimeoutError
-
-    page.goto(f"{lab.address}/doc/tree/{name}")
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-    for _ in range(3):  # Lab drops a cell that is run before its kernel is connected
-        run_cell(page, 0)
-        with contextlib.suppress(TimeoutError):
-            page.locator(f".jp-OutputArea-output {shows}").first.wait_for(timeout=10_000)
-            return
-    raise AssertionError("the cell did not run")
 
 
 def mixed(colours: list[str]) -> list[float]:

@@ -20,14 +20,10 @@ from tests.scripted import (
     house,
     in_virtual_time,
     operate,
+    resident,
     start,
     turns,
 )
-
-
-async def resident(home: Residency, *loaders: ScriptedLoader) -> None:
-    for loader in loaders:
-        (await home.lease(loader)).release()
 
 
 def specs(home: Residency) -> set[str]:

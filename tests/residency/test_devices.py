@@ -16,7 +16,7 @@ from nbproviders.residency.memory import BUDGET_VARIABLE, HOST, Memory, Reading
 from nbproviders.residency.residency import Residency
 from nbproviders.residency.residents import DeviceUse
 from tests.residency.kernels import GPU, row
-from tests.scripted import Gate, ScriptedLoader, SleepyLoader, operate, start, turns
+from tests.scripted import Gate, ScriptedLoader, SleepyLoader, operate, resident, start, turns
 
 used = {"gpu:0": 0, "cpu": 0}
 
@@ -44,12 +44,6 @@ def use_of(home: Residency, device: str) -> DeviceUse:
     assert sum((use.in_use, use.idle, use.peers, use.strangers, use.free)) == use.total
     assert min(use.in_use, use.idle, use.peers, use.strangers, use.free) >= 0
     return use
-
-
-async def resident(home: Residency, *loaders: ScriptedLoader) -> None:
-    for loader in loaders:
-        (await home.lease(loader)).release()
-    await turns()
 
 
 async def test_a_machine_without_models(home: Residency) -> None:

@@ -31,14 +31,10 @@ from tests.scripted import (
     house,
     in_virtual_time,
     operate,
+    resident,
     start,
     turns,
 )
-
-
-async def resident(home: Residency, *loaders: ScriptedLoader) -> None:
-    for loader in loaders:
-        (await home.lease(loader)).release()
 
 
 async def asleep(home: Residency, *loaders: SleepyLoader) -> None:

@@ -19,6 +19,7 @@ from tests.scripted import (
     house,
     in_virtual_time,
     operate,
+    resident,
     start,
     turns,
 )
@@ -34,12 +35,6 @@ def entry_of(home: Residency, loader: ScriptedLoader) -> Entry:
     entry = home.find(loader.key)
     assert entry is not None
     return entry
-
-
-async def resident(home: Residency, *loaders: ScriptedLoader) -> None:
-    for loader in loaders:
-        (await home.lease(loader)).release()
-    await turns()
 
 
 @in_virtual_time

@@ -29,6 +29,7 @@ from tests.scripted import (
     SleepyLoader,
     SleepyModel,
     operate,
+    resident,
     start,
 )
 
@@ -149,11 +150,6 @@ def process(folder: Path) -> Iterator[Callable[[], Kernel]]:
     yield one
     for other in started:
         other.end()
-
-
-async def resident(home: Residency, *loaders: ScriptedLoader) -> None:
-    for loader in loaders:
-        (await home.lease(loader)).release()
 
 
 async def until(true: Callable[[], object]) -> None:

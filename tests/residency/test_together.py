@@ -21,6 +21,7 @@ from tests.scripted import (
     house,
     in_virtual_time,
     operate,
+    resident,
     start,
     turns,
 )
@@ -32,11 +33,6 @@ class Slow(SleepyLoader):
     async def estimate(self) -> Mapping[str, int]:
         await turns(3)
         return Estimate(weights=self.needs)
-
-
-async def resident(home: Residency, *loaders: ScriptedLoader) -> None:
-    for loader in loaders:
-        (await home.lease(loader)).release()
 
 
 def states(home: Residency) -> dict[str, State]:

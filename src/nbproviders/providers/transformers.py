@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -154,8 +155,9 @@ class TransformersProvider(WeightsProvider):
             values["device_map"] = {"": device}
         values.pop("device")
         loading = staging.Loading(progress, device)
-        token = staging.current.set(loading)
-        try:
+        with ExitStack() as ended, ExitStack() as undone:
+            ended.callback(staging.current.reset, staging.current.set(loading))
+            undone.callback(loading.undo)
             chosen = self._check_access(key.model, values, device, progress)
             model = self._load_raw(key.model, chosen, values, progress)
             tokenizer = self._tokenizer(key.model, values, progress)
@@ -170,11 +172,7 @@ class TransformersProvider(WeightsProvider):
             loaded.info = dataclasses.replace(
                 loaded.info, notes=(*loading.notes, *loaded.info.notes)
             )
-        except BaseException:
-            loading.undo()
-            raise
-        finally:
-            staging.current.reset(token)
+            undone.pop_all()
         return loaded
 
     def _warm_up(self, loaded: TransformersModel) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
+from nbproviders.core.closing import closing_on_failure
 from nbproviders.core.completion import UNPRICED, Completion, Cost, Finish, Usage, finish_of
 from nbproviders.core.model import Model, ModelInfo, Stream, require, tokens_of
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
@@ -158,11 +159,8 @@ class LeasedModel(Model):
 async def _begun(model: Model, request: Request) -> tuple[Stream, str | None]:
     """Return a stream and what came first of it; None if it has ended."""
     inner = model.stream(request)
-    try:
+    async with closing_on_failure(inner):
         return inner, await anext(inner, None)
-    except BaseException:
-        await inner.aclose()
-        raise
 
 
 def _require_logprobs(model: Model, request: Request) -> None:

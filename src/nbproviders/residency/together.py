@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 
 from nbproviders.core.model import Model
 from nbproviders.errors import setup_failed
@@ -28,14 +29,10 @@ async def ready_all(mover: Mover, table: Table, loaders: Sequence[Loader]) -> li
     """
     while True:
         held = _Held(mover, table)
-        try:
+        with ExitStack() as undone, suppress(Left):
+            undone.callback(held.drop)
             await held.take(loaders)
-        except Left:
-            held.drop()
-        except BaseException:
-            held.drop()
-            raise
-        else:
+            undone.pop_all()
             return [held.again(loader) for loader in loaders]
 
 

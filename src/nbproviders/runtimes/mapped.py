@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -128,16 +129,15 @@ class Mapped(Placement):
     def _return(self, progress: Progress) -> tuple[int, str]:
         progress.report(0, self._size, WAKING)
         size = slab_bytes(self._cast)
-        try:
+        with ExitStack() as undone:
+            undone.callback(self.free)
             with self._files.opened() as files:
                 if size:
                     self._slab = Slab("cpu", size)
                     self._read(self._slab.bytes, files, progress)
                 maps = {span.path: mapped_bytes(files[span.path]) for _, span in self._plain}
             progress.report(self._size, self._size)  # the last that can end it
-        except BaseException:
-            self.free()
-            raise
+            undone.pop_all()
         if self._slab is not None:
             self._slab.point(self._cast)
         for entry, span in self._plain:

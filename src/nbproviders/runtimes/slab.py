@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -204,12 +205,11 @@ class Slab:
     def __init__(self, device: str, size_bytes: int) -> None:
         self._freed = False
         self._taking = virtual.Taking(device, size_bytes) if virtual.is_virtual(device) else None
-        try:
-            self.bytes = _allocated(devices.computes_on(device), size_bytes)
-        except BaseException:
+        with ExitStack() as undone:
             if self._taking is not None:
-                self._taking.release()
-            raise
+                undone.callback(self._taking.release)
+            self.bytes = _allocated(devices.computes_on(device), size_bytes)
+            undone.pop_all()
 
     @property
     def size_bytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -90,16 +90,15 @@ class Slabbed(Placement):
         self._kept: dict[int, Tensor] = {}  # by an entry's number
         self._host: HostBuffer | None = None
         self._slab = Slab(device, self._size)
-        try:
+        with ExitStack() as undone:
+            undone.callback(self.free)
+            undone.callback(emptied, entries)  # the last is done first
             # Granted by the tensors' bytes; what aligns them in a slab is less than a thousandth.
             if 0 < sum(entry.size_bytes for entry in entries) <= progress.host_bytes:
                 self._host = HostBuffer(self._size, pinned=device.startswith("cuda"))
             reason = self._filled(entries, progress)
             self._slab.point(entries)
-        except BaseException:
-            emptied(entries)
-            self.free()
-            raise
+            undone.pop_all()
         super().__init__(model, entries, reason)
 
     def _filled(self, entries: Sequence[Entry], progress: Progress) -> str:
@@ -143,16 +142,15 @@ class Slabbed(Placement):
 
     def _return(self, progress: Progress) -> tuple[int, str]:
         slab = Slab(self._device, self._size)
-        try:
+        with ExitStack() as undone:
+            undone.callback(slab.free)
             with transfers.lane(self._device, progress.check) as lane:
                 if self._host is not None:
                     transfers.replay(slab.bytes, self._host.bytes, lane, progress, WAKING)
                 else:
                     self._read(slab, lane, progress)
             slab.point(self.entries)
-        except BaseException:
-            slab.free()
-            raise
+            undone.pop_all()
         self._slab = slab
         return self._size, "host copy" if self._host is not None else "files"
 
