@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.test_picker import CHROMIUM, FLAGS, screenshot
+from tests.browser.lab import CHROMIUM, FLAGS, screenshot
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.test_picker import (
+from tests.browser.lab import (
     Lab,
     fits,
     notebook,

@@ -13,7 +13,7 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders import Score, Token
-from tests.browser.test_picker import (
+from tests.browser.lab import (
     Lab,
     fits,
     notebook,

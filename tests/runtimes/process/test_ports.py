@@ -40,6 +40,19 @@ def test_no_port_is_given_twice() -> None:
     assert len(set(found)) == 200
 
 
+def test_no_port_of_those_that_systems_give_out(folder: Path) -> None:
+    """Until a server binds its port, nobody who asks the system for any port is given it."""
+    with socket.socket() as given:
+        given.bind((ports.LOOPBACK, 0))
+        lowest = 32_768 if sys.platform == "linux" else 49_152
+        assert given.getsockname()[1] >= lowest  # else this machine is set up otherwise
+    held = [ports.reserve(state.root()) for _ in range(50)]
+    assert all(1024 < one.port < lowest for one in held)
+    assert len({one.port // 1000 for one in held}) > 3  # two users' kernels do not try the same
+    for one in held:
+        one.release()
+
+
 def test_a_reserved_port_is_free_and_refused_to_others(folder: Path) -> None:
     """Whoever asks gets another one until it is released, also in another process."""
     root = state.root()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import socket
 import threading
 from pathlib import Path
@@ -14,6 +15,9 @@ from nbproviders.runtimes.process import locks
 
 LOOPBACK = "127.0.0.1"
 _TRIES = 1000
+# A server binds its port seconds after it was chosen. So it is none of those that systems give out meanwhile,
+# to connections and to who asks for any: from 32768 on Linux (ip_local_port_range), 49152 on macOS.
+_FIRST, _END = 20_000, 32_768
 _TAKEN = re.compile(r"address already in use|EADDRINUSE|errno (?:48|98)\b", re.IGNORECASE)
 
 _reserved: set[int] = set()
@@ -63,7 +67,7 @@ def reserve(root: Path, base: int = 0) -> Reservation:
     Parameters
     ----------
     base
-        Where the search begins; 0 lets the system choose.
+        Where the search begins; 0 chooses at random.
 
     Raises
     ------
@@ -71,12 +75,12 @@ def reserve(root: Path, base: int = 0) -> Reservation:
         If none is free.
     """
     for number in range(_TRIES):
+        port = base + number if base else _FIRST + secrets.randbelow(_END - _FIRST)
         with socket.socket() as found:
             try:
-                found.bind((LOOPBACK, base + number if base else 0))
+                found.bind((LOOPBACK, port))
             except (OSError, OverflowError):  # it is in use; behind the last one there is none
                 continue
-            port = found.getsockname()[1]
             with _guard:
                 if port not in _reserved and locks.try_lock(root, port):
                     _reserved.add(port)

@@ -178,7 +178,7 @@ async def start(
     grace_s
         Given to the server to end by itself, before it is killed.
     base_port
-        Where the search for a free port begins; 0 lets the system choose.
+        Where the search for a free port begins; 0 chooses at random.
     reference
         What a user writes to have it, for lists of kept servers.
 
