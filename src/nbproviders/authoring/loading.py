@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbproviders.authoring.adapted import adapt
@@ -17,6 +18,7 @@ from nbproviders.errors import ProviderError
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import measuring
+from nbproviders.runtimes.peaks import TellsPeaks
 from nbproviders.runtimes.threads import Worker
 
 if TYPE_CHECKING:
@@ -133,10 +135,13 @@ class ResidentLoader:
         """Run `load`. Cancelled, one on a thread stops at its next report and leaves nothing."""
         model = await self._loaded(progress)
         if self._told is not None and self._told.architecture:
-            # Not waited for: cancelled here, a model that has loaded would belong to nobody.
-            asyncio.get_running_loop().run_in_executor(
-                None, measuring.remember, self.spec.text, self._told, model.info.memory_bytes
+            remember = partial(
+                measuring.remember, self.spec.text, self._told, dict(model.info.memory_bytes)
             )
+            if isinstance(model, TellsPeaks):
+                model.on_peak(remember)
+            # Not waited for: cancelled here, a model that has loaded would belong to nobody.
+            asyncio.get_running_loop().run_in_executor(None, remember)
         return model
 
     async def _loaded(self, progress: Progress) -> Model:

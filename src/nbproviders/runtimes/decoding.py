@@ -51,6 +51,12 @@ class Batch:
         for row in rows:
             row.began_s = began_s
 
+    def count_tokens(self) -> int:
+        """Return how many tokens all rows have together, those that fill them up among them."""
+        width = max(len(row.ids) for row in self.rows)
+        written = max(len(row.new_ids) for row in self.rows)
+        return len(self.rows) * (width + written)
+
     def check(self, *_: object, **__: object) -> None:
         """Raise `Abandoned` if nobody wants any row; a forward hook calls it at each chunk."""
         if all(row.ticket.cancelled or row.ended for row in self.rows):

@@ -31,8 +31,14 @@ def corrected(estimate: Estimate) -> Estimate:
     return estimate if factor == 1 else estimate.corrected(factor)
 
 
-def remember(spec: str, estimate: Estimate, held: Mapping[str, int]) -> None:
-    """Keep what a load took, beside what was told before.
+def remember(
+    spec: str,
+    estimate: Estimate,
+    held: Mapping[str, int],
+    peak_bytes: int | None = None,
+    tokens: int = 0,
+) -> None:
+    """Keep what a load took, or what computing did, beside what was told before.
 
     Parameters
     ----------
@@ -42,19 +48,30 @@ def remember(spec: str, estimate: Estimate, held: Mapping[str, int]) -> None:
         As it was told.
     held
         Bytes that the loaded model holds on each device.
+    peak_bytes
+        What computing took beside at its peak; None if that was not measured. More text than was estimated
+        with says nothing about the estimate and is not kept; nor is a model on several devices.
+    tokens
+        How long the text was.
     """
-    for device, weights in estimate.weights.items():
-        if estimate.architecture and device in held:
-            history().add(
-                Measured(
-                    time_s=time.time(),
-                    spec=spec,
-                    architecture=estimate.architecture,
-                    device=device,
-                    weights_bytes=weights,
-                    cache_bytes=estimate.cache.get(device, 0),
-                    workspace_bytes=estimate.workspace.get(device, 0),
-                    measured_weights_bytes=held[device],
-                    context_tokens=estimate.context_tokens or 0,
-                )
+    devices = [device for device in estimate.weights if device in held]
+    if not estimate.architecture:
+        return
+    if peak_bytes is not None and (len(devices) > 1 or tokens > (estimate.context_tokens or 0)):
+        return
+    for device in devices:
+        history().add(
+            Measured(
+                time_s=time.time(),
+                spec=spec,
+                architecture=estimate.architecture,
+                device=device,
+                weights_bytes=estimate.weights[device],
+                cache_bytes=estimate.cache.get(device, 0),
+                workspace_bytes=estimate.workspace.get(device, 0),
+                measured_weights_bytes=held[device],
+                measured_peak_bytes=None if peak_bytes is None else held[device] + peak_bytes,
+                context_tokens=estimate.context_tokens or 0,
+                measured_tokens=tokens,
             )
+        )

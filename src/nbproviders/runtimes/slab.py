@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbproviders.errors import InsufficientMemoryError, foreign
 from nbproviders.residency.memory import size_text
-from nbproviders.runtimes import devices, virtual
+from nbproviders.runtimes import devices, peaks, virtual
 from nbproviders.runtimes.hostcopy import give_back, main_memory
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ class Slab:
         with ExitStack() as undone:
             if self._taking is not None:
                 undone.callback(self._taking.release)
+            peaks.disturb(devices.computes_on(device))
             self.bytes = _allocated(devices.computes_on(device), size_bytes)
             undone.pop_all()
 

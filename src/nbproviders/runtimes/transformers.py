@@ -16,6 +16,7 @@ from nbproviders.residency.sleeping import Transfer
 from nbproviders.runtimes import decoding, probabilities, quantization
 from nbproviders.runtimes.devices import release_cached, suit_threads
 from nbproviders.runtimes.local import LocalModel, Stop
+from nbproviders.runtimes.peaks import Peaks, Tell
 from nbproviders.runtimes.placement import Placement
 from nbproviders.runtimes.rows import Row
 from nbproviders.runtimes.slab import tensor_bytes
@@ -64,6 +65,7 @@ class TransformersModel(LocalModel):
         limit = parallel or _parallel(self._parameters)
         super().__init__(worker, limit)
         self._placement: Placement | None = None
+        self._peaks = Peaks(str(model.device))
         can = {"next_tokens", "score", "logprobs"}
         if getattr(tokenizer, "chat_template", None):
             can.add("chat")
@@ -104,6 +106,10 @@ class TransformersModel(LocalModel):
             If what they come from is gone or has changed, or there is no room: it stays asleep, too.
         """
         return await self._worker.run_to_end(self._woken, progress, on_cancel=progress.cancel)
+
+    def on_peak(self, tell: Tell) -> None:
+        """Have what computing takes beside the weights told, each time it is more than ever."""
+        self._peaks.tell = tell
 
     # On the worker's thread from here on
 
@@ -166,7 +172,8 @@ class TransformersModel(LocalModel):
         invariant = self._exact or rows[0].ticket.request.alone
         batch = decoding.Batch(rows, self._tokenizer, self._eos_ids, invariant)
         config = decoding.plain_config(self._model, self._pad_id, self._eos_ids)
-        decoding.generate(self._model, batch, self._pad_id, config)
+        with self._peaks.computing(batch.count_tokens):
+            decoding.generate(self._model, batch, self._pad_id, config)
 
     def _next_tokens(self, ids: list[int], k: int, stop: Stop) -> tuple[Token, ...]:
         self._suit(1)
