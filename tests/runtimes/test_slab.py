@@ -120,17 +120,6 @@ def test_emptied_tensors_come_back_into_another_slab() -> None:
     assert model.turned.shape == (7, 4)
 
 
-def test_a_slab_that_was_seen_by_numpy_is_given_back_all_the_same() -> None:
-    """A numpy view forbids to resize a storage; freeing it is no error, and its pages go."""
-    model = torch.nn.Linear(1000, 1000, bias=False)
-    entries, made = moved(model)
-    seen = model.weight.detach().numpy()
-    assert seen[500, 500] != 0
-    slab.emptied(entries)
-    made.free()
-    assert seen[500, 500] == 0
-
-
 def test_a_virtual_device_counts_its_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slab is taken of a virtual device until it is freed; one too many is refused whole."""
     monkeypatch.setenv(virtual.VARIABLE, "virtual:0=1000B")

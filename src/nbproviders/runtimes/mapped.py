@@ -103,7 +103,6 @@ class Mapped(Placement):
     def _leave(self) -> None:
         if not self._compared:
             self._compare()
-        emptied(self.entries)
         self.free()
 
     def _compare(self) -> None:
@@ -156,10 +155,9 @@ class Mapped(Placement):
         """Nothing is."""
 
     def free(self) -> None:
-        """Give the slab back."""
+        """Give back the slab and the maps."""
         slab, self._slab = self._slab, None
-        if slab is not None:
-            slab.free()
+        emptied(self.entries, slab)
 
 
 def _is_plain(entry: Entry, span: Span) -> bool:

@@ -90,7 +90,7 @@ class Placement(ABC):
 
     @abstractmethod
     def free(self) -> None:
-        """Give back all memory that is not the tensors' own."""
+        """Give back all memory; what does not leave by sleeping is for the model to empty."""
 
     def revise(self, model: Any) -> None:
         """See what a load has made of the model after its weights were placed."""

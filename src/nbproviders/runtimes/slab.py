@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from nbproviders.errors import InsufficientMemoryError, foreign
 from nbproviders.residency.memory import size_text
 from nbproviders.runtimes import devices, peaks, virtual
-from nbproviders.runtimes.hostcopy import give_back, main_memory
+from nbproviders.runtimes.hostcopy import main_memory
+from nbproviders.runtimes.leaving import Leaving
 
 if TYPE_CHECKING:
     import torch
@@ -194,7 +195,7 @@ class Slab:
     Attributes
     ----------
     bytes
-        All of it, ``(size_bytes,) uint8``.
+        All of it, ``(size_bytes,) uint8``; gone after `free`.
 
     Raises
     ------
@@ -203,7 +204,7 @@ class Slab:
     """
 
     def __init__(self, device: str, size_bytes: int) -> None:
-        self._freed = False
+        self._left: Leaving | None = None
         self._taking = virtual.Taking(device, size_bytes) if virtual.is_virtual(device) else None
         with ExitStack() as undone:
             if self._taking is not None:
@@ -214,8 +215,8 @@ class Slab:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes it takes now; none after `free`."""
-        return 0 if self._freed else self.bytes.numel()
+        """Bytes it takes now; after `free` those that stay for somebody else."""
+        return self.bytes.numel() if self._left is None else self._left.left_bytes
 
     def point(self, entries: Sequence[Entry]) -> None:
         """Make tensors views into it; what they are, and who refers to them, stays."""
@@ -230,13 +231,21 @@ class Slab:
                     view.tensor.data = made.set_(storage, at, view.shape, view.stride)
 
     def free(self) -> None:
-        """Give it back for real, though others refer to it.
+        """Give it back, whoever of the model refers to it; a second time does nothing.
 
-        Its tensors are to be `emptied` first: reading one whose storage has gone crashes the process.
+        Its tensors are to be emptied first.
         """
-        if not self._freed:
-            self._freed = True
-            give_back(self.bytes)
+        empty((), self)
+
+    def leave(self, leaving: Leaving) -> None:
+        """Let go of the memory."""
+        if self._left is None:
+            self._left = leaving
+            leaving.add(self.bytes)
+            del self.bytes
+
+    def settle(self) -> None:
+        """Tell the device that it has the memory again."""
         if self._taking is not None:
             self._taking.release()
         devices.release_cached()
@@ -256,17 +265,33 @@ def _allocated(device: str, size_bytes: int) -> Tensor:
         ) from foreign(error)
 
 
-def emptied(entries: Sequence[Entry]) -> None:
-    """Make tensors hold nothing, and give back their memory where nobody else's is in it.
+def emptied(entries: Sequence[Entry], slab: Slab | None = None) -> None:
+    """Make tensors hold nothing; see `empty`."""
+    empty([view.tensor for entry in entries for view in entry.views], slab)
 
-    They become tensors without items: a mere storage without bytes would crash whoever reads them.
+
+def empty(tensors: Iterable[Tensor], slab: Slab | None = None) -> int:
+    """Make tensors hold nothing and give back the memory that they were in; return its bytes.
+
+    They become tensors without items: a mere storage without bytes would crash whoever reads them. What
+    others see of it stays, see `leaving`.
+
+    Parameters
+    ----------
+    slab
+        Freed with them.
     """
     import torch
 
+    leaving = Leaving()
     with torch.no_grad():
-        for entry in entries:
-            for view in entry.views:
-                before = view.tensor.untyped_storage()
-                view.tensor.data = torch.empty(0, dtype=view.dtype, device=view.tensor.device)
-                if before.resizable():
-                    before.resize_(0)
+        for tensor in tensors:
+            leaving.add(tensor)
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    if slab is not None:
+        slab.leave(leaving)
+    size = leaving.size_bytes
+    leaving.settle()
+    if slab is not None:
+        slab.settle()
+    return size

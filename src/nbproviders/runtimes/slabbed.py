@@ -90,9 +90,9 @@ class Slabbed(Placement):
         self._kept: dict[int, Tensor] = {}  # by an entry's number
         self._host: HostBuffer | None = None
         self._slab = Slab(device, self._size)
+        self.entries = entries  # for `free`
         with ExitStack() as undone:
             undone.callback(self.free)
-            undone.callback(emptied, entries)  # the last is done first
             # Granted by the tensors' bytes; what aligns them in a slab is less than a thousandth.
             if 0 < sum(entry.size_bytes for entry in entries) <= progress.host_bytes:
                 self._host = HostBuffer(self._size, pinned=device.startswith("cuda"))
@@ -137,8 +137,7 @@ class Slabbed(Placement):
         return {place: size for place, size in ((self._device, there), (HOST, host)) if size}
 
     def _leave(self) -> None:
-        emptied(self.entries)
-        self._slab.free()
+        emptied(self.entries, self._slab)
 
     def _return(self, progress: Progress) -> tuple[int, str]:
         slab = Slab(self._device, self._size)
@@ -174,7 +173,7 @@ class Slabbed(Placement):
     def free(self) -> None:
         """Give back slab, host copy and what was kept."""
         self._give_up()
-        self._slab.free()
+        emptied(self.entries, self._slab)
 
 
 class _Arrivals:

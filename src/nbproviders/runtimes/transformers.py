@@ -19,7 +19,7 @@ from nbproviders.runtimes.local import LocalModel, Stop
 from nbproviders.runtimes.peaks import Peaks, Tell
 from nbproviders.runtimes.placement import Placement
 from nbproviders.runtimes.rows import Row
-from nbproviders.runtimes.slab import tensor_bytes
+from nbproviders.runtimes.slab import empty, tensor_bytes, tensors_of
 from nbproviders.runtimes.threads import Worker
 
 _UNBOUNDED_TOKENS = 1_000_000  # tokenizers say 1e30 for "no limit"
@@ -260,17 +260,22 @@ def free_tensors(model: Any) -> None:
 
     A notebook keeps modules alive in tracebacks and ``Out``; what they hold is empty afterwards.
     """
-    import torch
-
-    freed = 0
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            storage = tensor.untyped_storage()
-            freed += storage.nbytes()
-            tensor.grad = None
-            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            if storage.resizable():
-                storage.resize_(0)
+    tensors = tensors_of(model)
+    for tensor in tensors:
+        tensor.grad = None
+    freed = empty([*tensors, *_aliases(model, tensors)])
     if freed > _SMALL_BYTES:  # half a second in a large process; one that slept has nothing to find
         gc.collect()
     release_cached()
+
+
+def _aliases(model: Any, tensors: Sequence[Any]) -> list[Any]:
+    """Return tensors that modules and parameters have as plain attributes, as quantized layers do."""
+    import torch
+
+    owners = [*model.modules(), *tensors]
+    owners += [vars(one)["quant_state"] for one in tensors if "quant_state" in vars(one)]
+    found = [
+        value for owner in owners if hasattr(owner, "__dict__") for value in vars(owner).values()
+    ]
+    return [value for value in found if type(value) is torch.Tensor]
