@@ -150,6 +150,15 @@ async def test_models_elsewhere_are_asked_at_the_same_time() -> None:
     assert frame["error"].isna().all()
 
 
+async def test_models_elsewhere_alone() -> None:
+    """A comparison of services only needs none that computes here."""
+    models = {name: ScriptedModel() for name in ("one", "two")}
+    for model in models.values():
+        model.info = replace(model.info, remote=True)
+    frame = (await nbp.compare(models, ["a", "b"])).frame
+    assert list(frame["text"]) == ["a", "b", "a", "b"]
+
+
 async def test_stopping_stops_those_elsewhere_too() -> None:
     """None of the models that were asked at the same time goes on when the comparison is stopped."""
     models = {name: ScriptedModel(gate=Gate()) for name in ("here", "one", "two")}

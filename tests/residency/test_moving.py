@@ -18,7 +18,7 @@ from nbproviders.errors import (
 )
 from nbproviders.residency.entry import Entry, State
 from nbproviders.residency.estimate import Estimate
-from nbproviders.residency.memory import HOST, KEEP_VARIABLE
+from nbproviders.residency.memory import HOST, KEEP_VARIABLE, Memory
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
 from nbproviders.residency.sleeping import Transfer
@@ -179,6 +179,22 @@ async def test_a_copy_on_the_host_is_taken_also_while_it_wakes() -> None:
     gate.open()
     (await asking).release()
     assert (entry.taken(HOST), entry.taken("gpu")) == (60, 60)
+
+
+@in_virtual_time
+async def test_a_load_to_two_devices_takes_of_each_its_share() -> None:
+    """What it reports is of all its weights together."""
+    home, gate = Residency(Memory({})), Gate()
+    loader = ScriptedLoader(gate=gate)
+    loader.needs = {"gpu": 60, "cpu": 20}
+    asking = start(home.lease(loader))
+    await turns()
+    entry = there(home, loader)
+    entry.progress.report(40, 80)
+    assert (entry.taken("gpu"), entry.taken("cpu")) == (30, 10)
+    gate.open()
+    (await asking).release()
+    assert (entry.taken("gpu"), entry.taken("cpu")) == (60, 20)
 
 
 @in_virtual_time
@@ -403,7 +419,10 @@ async def test_no_room_for_a_wake_leaves_it_asleep() -> None:
     loader, pinned = SleepyLoader(needs=60), ScriptedLoader("pinned", needs=60)
     await asleep(home, loader)
     await home.pin(pinned)
-    with pytest.raises(InsufficientMemoryError, match="more than the budget"):
+    with pytest.raises(
+        InsufficientMemoryError,
+        match="models may take 100 B on gpu in all, and what is there stays",
+    ):
         await home.lease(loader)
     assert there(home, loader).state is State.WARM
     home.unpin(there(home, pinned))
@@ -784,3 +803,38 @@ async def test_a_time_to_live_that_is_no_time_is_told_at_the_next_load(
     await resident(home, ScriptedLoader("b"))
     await asyncio.sleep(11)
     assert home.residents() == []
+
+
+# What ends programs ends no engine
+
+
+class Exits(SleepyLoader):
+    """Its code says that the program shall end."""
+
+    at = "load"
+
+    async def estimate(self) -> Mapping[str, int]:
+        if self.at == "estimate":
+            raise SystemExit("no licence")
+        return await super().estimate()
+
+    async def load(self, progress: Progress) -> ScriptedModel:
+        if self.at == "load":
+            raise KeyboardInterrupt("no licence")
+        await super().load(progress)
+        return self.model
+
+
+@in_virtual_time
+@pytest.mark.parametrize("at", ["estimate", "load", "wake"])
+async def test_code_that_exits_fails_its_own_load_only(at: str) -> None:
+    """``sys.exit`` in a provider is told as any failure; the loop goes on, and so do other models."""
+    home, loader = house(100), Exits(needs=40)
+    loader.at = at
+    if at == "wake":
+        await asleep(home, loader)
+        loader.sleeper.upset = SystemExit("no licence")
+    with pytest.raises(ProviderError, match="Failed to setup resource.*no licence"):
+        await home.lease(loader)
+    (await home.lease(ScriptedLoader("other", needs=40))).release()
+    assert {str(entry.spec) for entry in home.entries()} == {"scripted:other"}

@@ -284,7 +284,7 @@ async def test_what_the_own_budget_forbids_troubles_nobody(card: Card, kernel: M
     old = CardLoader(card, "old")
     await resident(theirs, old)
     began_s = asyncio.get_running_loop().time()
-    with pytest.raises(InsufficientMemoryError, match="more than the budget"):
+    with pytest.raises(InsufficientMemoryError, match="models may take 300 B on gpu:0 in all"):
         await mine.lease(CardLoader(card, "new", 400))
     assert asyncio.get_running_loop().time() - began_s < 1
     assert old.sleeper.awake
@@ -296,7 +296,7 @@ async def test_more_than_the_device_has_is_refused_at_once(card: Card, kernel: M
     old = CardLoader(card, "old")
     await resident(theirs, old)
     began_s = asyncio.get_running_loop().time()
-    with pytest.raises(InsufficientMemoryError, match="more than the budget"):
+    with pytest.raises(InsufficientMemoryError, match="models may take 300 B on gpu:0 in all"):
         await mine.lease(CardLoader(card, "new", 950))
     assert asyncio.get_running_loop().time() - began_s < SETTLED_S / 2
     assert old.sleeper.awake

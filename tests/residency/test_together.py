@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
-from nbproviders.residency import admission
+from nbproviders.residency import queue
 from nbproviders.residency.entry import State
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.lease import Lease
@@ -375,7 +375,7 @@ async def test_what_room_was_made_for_does_not_queue_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A group whose turn came loads at once, and so does who wants one of it and stands far behind."""
-    monkeypatch.setattr(admission, "MOST_OVERTAKEN", 0)
+    monkeypatch.setattr(queue, "MOST_OVERTAKEN", 0)
     home, gate = house(100, host=0), Gate()
     a, b, large = (SleepyLoader(n, needs=k) for n, k in (("a", 40), ("b", 40), ("large", 100)))
     running = start(operate(home, ScriptedLoader("busy", needs=80), gate))

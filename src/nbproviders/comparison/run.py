@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from nbproviders.authoring.progress import Line, bar
@@ -168,7 +169,7 @@ class Run:
             else:
                 here.append(one)
         try:
-            for one, following in zip(here, [*here[1:], None], strict=True):
+            for one, following in zip_longest(here, here[1:]):
                 async with schedule.prefetched(following):
                     await self.model(one)
             await asyncio.gather(*work)

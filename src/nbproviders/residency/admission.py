@@ -3,101 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
+from nbproviders.residency import refusal
 from nbproviders.residency.entry import Entry, State
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.events import Record
 from nbproviders.residency.fit import Fit, Verdict
-from nbproviders.residency.memory import HOST, Memory, size_text
+from nbproviders.residency.memory import HOST, Memory
 from nbproviders.residency.plan import MoveKind, Plan, Seat, plan
-from nbproviders.residency.residents import held_text, place
+from nbproviders.residency.queue import OUTSIDE, Changes, Queue, Waiting, Want, may_pass
 from nbproviders.residency.room import Room
 from nbproviders.residency.seats import seat
 from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
 
 WAIT_S = 60.0
-RECHECK_S = 0.5
 # How long one waits before models that are used without a break have to make a break.
 PATIENCE_S = 5.0
 # How long the break may last: who uses a model from within its own use would wait for himself.
 BREAK_S = 10.0
 # A kernel that ends takes its page along at once, and its memory a little later.
 SETTLED_S = 1.0
-# How many may go before one who waits, because they are small enough for what is free.
-MOST_OVERTAKEN = 8
-OUTSIDE = (State.COLD, State.WARM, State.WAITING)  # nothing is reserved yet for what it will need
-
-
-class Changes:
-    """Tells those who wait that something was given back. Lives on the engine's loop."""
-
-    def __init__(self) -> None:
-        self._event: asyncio.Event | None = None
-
-    def tell(self) -> None:
-        """Wake all who wait."""
-        if self._event is not None:
-            self._event.set()
-            self._event = None
-
-    async def wait(self) -> None:
-        """Wait until something was given back, half a second at most."""
-        if self._event is None:
-            self._event = asyncio.Event()
-        try:
-            # Free memory can change without us: other programs come and go.
-            await asyncio.wait_for(self._event.wait(), RECHECK_S)
-        except TimeoutError:
-            return
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """A model that is to come in.
-
-    Attributes
-    ----------
-    entry
-        Its record.
-    need
-        Bytes on each device once it can compute, with what it holds already.
-    reserve
-        What of them is only taken while it computes.
-    optional
-        Bytes that it would like, and does without.
-    """
-
-    entry: Entry
-    need: Mapping[str, int]
-    reserve: Mapping[str, int] = field(default_factory=dict)
-    optional: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def now(self) -> Mapping[str, int]:
-        """What it needs, or what was reserved for it meanwhile by somebody else who asked for it."""
-        return self.need if self.entry.state in OUTSIDE else self.entry.charges
-
-
-@dataclass(eq=False)
-class _Waiting:
-    """Somebody in the queue. The first of them makes room; those behind wait for their turn."""
-
-    wants: Sequence[Want]
-    since_s: float = 0.0  # when the turn came
-    overtaken: int = 0
-    hopeless_s: float | None = None  # since when nobody is seen whose leaving would do
-    making_room: bool = False  # what comes free now is meant for this one
-    asked: list[Entry] = field(default_factory=list)
-
-    @property
-    def over(self) -> bool:
-        """Whether others who want these models as well have reserved their room, or one of them is gone."""
-        entries = [want.entry for want in self.wants]
-        return all(e.admitted for e in entries) or any(e.gone.is_set() for e in entries)
 
 
 class Admission:
@@ -123,11 +51,12 @@ class Admission:
     ) -> None:
         self._table, self._memory, self._record = table, memory, record
         self._make, self._go_on = make, go_on
-        self._queue: list[_Waiting] = []
+        self._queue = Queue()
         self.changes = Changes()
         self.sharing = Sharing(table, memory, make)
         self.room = Room(table, memory, self.sharing)
         self.wait_s = WAIT_S
+        self.evictions = 0  # for models that ran out of memory
 
     async def admit(self, wants: Sequence[Want]) -> None:
         """Charge all of them or none, once there is room; none if one of them is gone meanwhile.
@@ -137,36 +66,36 @@ class Admission:
         InsufficientMemoryError
             At once if waiting would be in vain; else after `wait_s`.
         """
-        if self._may_overtake(wants) and self._reserve(wants):
+        before = self._queue.before(wants)
+        if may_pass(before, wants) and self._reserve(wants):
+            for one in before:
+                one.overtaken += 1
             return
         for want in wants:
             if want.entry.state in OUTSIDE:
                 want.entry.state = State.WAITING
                 want.entry.progress.phase = "waiting for memory"
-        waiting = _Waiting(wants)
-        self._queue.append(waiting)
+        waiting = Waiting(wants, self._table.now_s())
+        self._queue.join(waiting)
         try:
-            while self._queue[0] is not waiting and not waiting.over:
-                await self.changes.wait()
-            waiting.since_s = self._table.now_s()
+            await self._turn(waiting)
             await self._wait(waiting)
         finally:
-            self._queue.remove(waiting)
+            self._queue.leave(waiting)
             self._end_break(waiting)
             self.changes.tell()
 
-    def _may_overtake(self, wants: Sequence[Want]) -> bool:
-        if not self._queue:
-            return True
-        head = self._queue[0]
-        # By key: one that was freed for the one who waits comes back with a new record.
-        left = {entry.key for entry in head.asked}
-        if head.making_room or any(want.entry.key in left for want in wants):
-            return False
-        head.overtaken += 1
-        return head.overtaken <= MOST_OVERTAKEN
+    async def _turn(self, waiting: Waiting) -> None:
+        while not self._queue.is_first(waiting) and not waiting.over:
+            if self._waited_s(waiting) >= self.wait_s:
+                raise self._refusal(waiting, self._plan(waiting.wants))
+            await self.changes.wait()
+        waiting.turn_s = self._table.now_s()
 
-    async def _wait(self, head: _Waiting) -> None:
+    def _waited_s(self, waiting: Waiting) -> float:
+        return self._table.now_s() - waiting.since_s
+
+    async def _wait(self, head: Waiting) -> None:
         told = False
         while not head.over and not self._reserve(head.wants):
             decided = self._plan(head.wants)
@@ -178,22 +107,22 @@ class Admission:
             hopeless = self._is_hopeless(head, decided)
             if await self.sharing.ask(self.room.from_others(decided.short)):
                 continue
-            waited_s = self._table.now_s() - head.since_s
-            if hopeless or waited_s >= self.wait_s:
-                raise self._refusal(head.wants, decided)
+            if hopeless or self._waited_s(head) >= self.wait_s:
+                raise self._refusal(head, decided)
             if not told:
                 for want in head.wants:
                     self._record.add(
                         "waiting", want.entry.spec.text, 0, "for running models to end"
                     )
                 told = True
-            if waited_s >= PATIENCE_S + BREAK_S:
+            patient_s = self._table.now_s() - head.turn_s
+            if patient_s >= PATIENCE_S + BREAK_S:
                 self._end_break(head)
-            elif waited_s >= PATIENCE_S:
+            elif patient_s >= PATIENCE_S:
                 self._begin_break(head)
             await self.changes.wait()
 
-    def _is_hopeless(self, head: _Waiting, decided: Plan) -> bool:
+    def _is_hopeless(self, head: Waiting, decided: Plan) -> bool:
         """Whether waiting is in vain."""
         now_s = self._table.now_s()
         if self._may_come(decided):
@@ -220,7 +149,7 @@ class Admission:
 
     # Breaks: a model that is used without end gives way to one that waits
 
-    def _begin_break(self, head: _Waiting) -> None:
+    def _begin_break(self, head: Waiting) -> None:
         busy = self._plan(head.wants, as_if_idle=True)
         names = {name for name, _ in busy.moves}
         for entry in self._table.all():
@@ -228,7 +157,7 @@ class Admission:
                 entry.yielding = True
                 head.asked.append(entry)
 
-    def _end_break(self, head: _Waiting) -> None:
+    def _end_break(self, head: Waiting) -> None:
         for entry in head.asked:
             entry.yielding = False
             self._go_on(entry)
@@ -276,16 +205,22 @@ class Admission:
                 return {}
         return want.optional
 
-    def over(self) -> Sequence[tuple[Entry, MoveKind]]:
-        """Return the moves that bring charges back within their limits, where loads took more than told."""
+    def over(self) -> tuple[Sequence[tuple[Entry, MoveKind]], bool]:
+        """Return moves towards charges within their limits, and whether more has to leave later.
+
+        Loads take more than was told, and limits are lowered. What is in use stays until it is not.
+        """
         entries = {entry.key.digest: entry for entry in self._table.all()}
         charges = _total([entry.charges for entry in entries.values()])
         limits = self.room.limits([charges])
         excess = {d: charges[d] - limit for d, limit in limits.items() if charges[d] > limit}
         if not excess:
-            return ()
+            return (), False
         decided = plan(self._seats(()), dict.fromkeys(excess, 1), _less_one(limits))
-        return [(entries[name], kind) for name, kind in decided.moves]
+        if decided.verdict == "fits":
+            return [(entries[name], kind) for name, kind in decided.moves], False
+        there = [e for e in entries.values() if e.idle and excess.keys() & e.charges.keys()]
+        return [(e, "sleep" if _sleeps_off(e, excess) else "free") for e in there], True
 
     def _others(self, wants: Sequence[Want]) -> list[Entry]:
         wanted = {id(want.entry) for want in wants}
@@ -325,48 +260,49 @@ class Admission:
         moves = tuple((names[key], kind) for key, kind in decided.moves)
         return Fit(str(entry.spec), verdict, estimate, limits, taken, moves, decided.short)
 
-    async def evict_idle(self, entry: Entry) -> bool:
-        """Have all idle models leave the devices of one that ran out of memory; False if none did."""
+    async def evict_idle(self, entry: Entry, evictions: int) -> bool:
+        """Have all idle models leave the devices of one that ran out of memory; False if none did.
+
+        Parameters
+        ----------
+        evictions
+            How many there had been when it began to compute: who has left since need not leave again.
+        """
         mine = {device for device, count in entry.charges.items() if count} - {HOST}
-        there = [e for e in self._table.all() if e is not entry and e.idle]
-        rivals = [e for e in there if e.state is State.HOT and (not mine or mine & set(e.charges))]
-        for other in rivals:
-            await self._make(other, "sleep" if other.sleeper is not None else "free")
-        return bool(rivals)
+        there = [
+            one
+            for one in self._table.all()
+            if one is not entry and not one.hard and (not mine or mine & set(one.charges))
+        ]
+        # Several calls run out of memory at once: the first has these leave, the others wait for it.
+        leaving = [one for one in there if one.state is State.DRAINING]
+        for other in there:
+            if other.state is State.HOT and other.idle:
+                await self._make(other, "sleep" if other.sleeper is not None else "free")
+                self.evictions += other.state is not State.HOT
+        for other in leaving:
+            while other.state is State.DRAINING:
+                await self.changes.wait()
+        return bool(leaving) or self.evictions > evictions
 
     def refused(self, entry: Entry, error: InsufficientMemoryError) -> ProviderError:
         """Return an out-of-memory error of a device with the table of who holds what."""
         others = [r for r in self._table.residents() if r.key != entry.key.digest]
-        return InsufficientMemoryError(
-            f"{error.message}\n{held_text(others)}", hint=error.hint or _HINT
-        )
+        return refusal.out_of_memory(error, others)
 
-    def _refusal(self, wants: Sequence[Want], decided: Plan) -> ProviderError:
+    def _refusal(self, waiting: Waiting, decided: Plan) -> ProviderError:
+        wants = waiting.wants
         keys = {want.entry.key.digest for want in wants}
         there = (State.HOT, State.WARM) if len(wants) > 1 else ()
-        others = [r for r in self._table.residents() if r.key not in keys or r.state in there]
-        names = " and ".join(str(want.entry.spec) for want in wants)
-        why = (
-            "models that are running did not end in time"
-            if self._may_come(decided)
-            else "it is more than the budget allows"
+        needs = _total([want.now for want in wants])
+        return refusal.too_much(
+            [str(want.entry.spec) for want in wants],
+            needs,
+            decided.short,
+            self.room.limits([needs]),
+            [r for r in self._table.residents() if r.key not in keys or r.state in there],
+            self._waited_s(waiting) if self._may_come(decided) else None,
         )
-        return InsufficientMemoryError(
-            f"{names} {'need' if len(wants) > 1 else 'needs'} "
-            f"{_sizes(_total([want.now for want in wants]))}. That is {_sizes(decided.short)} too much: "
-            f"{why}.\n{held_text(others)}",
-            hint=_HINT,
-        )
-
-
-_HINT = (
-    "Unload or unpin something (nbp.unload_all(), nbp.unpin), choose a smaller model or dtype, or "
-    "raise the budget: nbp.set_memory, or NBPROVIDERS_BUDGET."
-)
-
-
-def _sizes(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{size_text(n)} on {place(device)}" for device, n in counts.items() if n)
 
 
 def _total(charges: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -375,6 +311,11 @@ def _total(charges: Sequence[Mapping[str, int]]) -> dict[str, int]:
         for device, count in each.items():
             total[device] = total.get(device, 0) + count
     return total
+
+
+def _sleeps_off(entry: Entry, devices: Collection[str]) -> bool:
+    """Whether a model takes nothing of some devices once it sleeps: its copy is in main memory."""
+    return entry.state is State.HOT and entry.sleeper is not None and HOST not in devices
 
 
 def _less_one(limits: Mapping[str, int]) -> dict[str, int]:

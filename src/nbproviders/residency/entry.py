@@ -143,9 +143,11 @@ class Entry:
 
     def taken(self, device: str) -> int:
         """Return the bytes of its charge that are really allocated, and that free memory shows no more."""
-        charge = self.charges.get(device, 0)
+        weights = max(self.charges.get(device, 0) - self.reserve.get(device, 0), 0)
         if not self.coming:
-            return max(charge - self.reserve.get(device, 0), 0)
-        # Asleep until now, it has what it holds; what is loading has what it reported.
+            return weights
+        # Asleep until now, it has what it holds; what is loading has what it reported, on all devices alike.
         there = self.held.get(device, 0) if self.model is not None else 0
-        return min(charge, max(there, self.progress.done_bytes))
+        share = self.progress.fraction
+        done = self.progress.done_bytes if share is None else int(weights * share)
+        return min(weights, max(there, done))

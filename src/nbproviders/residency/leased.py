@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from nbproviders.core.closing import closing_on_failure
 from nbproviders.core.completion import UNPRICED, Completion, Cost, Finish, Usage, finish_of
@@ -15,6 +15,8 @@ from nbproviders.errors import ClosedError, InsufficientMemoryError
 from nbproviders.residency.entry import Loader
 from nbproviders.residency.lease import Lease
 from nbproviders.residency.residency import Residency
+
+T = TypeVar("T")
 
 
 class LeasedModel(Model):
@@ -82,11 +84,8 @@ class LeasedModel(Model):
     async def _run(self, request: Request) -> AsyncGenerator[str | Finish, None]:
         async with self._residency.using(self._loader) as model:
             _require_logprobs(model, request)
-            try:
-                inner, first = await _begun(model, request)
-            except InsufficientMemoryError as error:  # nothing was written yet
-                await self._residency.relieve(self._loader, error)
-                inner, first = await _begun(model, request)
+            # Once its first text has come, it is too late to begin anew.
+            inner, first = await self._tried_twice(lambda: _begun(model, request))
             async with inner:
                 if first is not None:
                     yield first
@@ -104,13 +103,18 @@ class LeasedModel(Model):
         request = self._asked(prompt, params=params, whole=True, **overrides)
         async with self._residency.using(self._loader) as model:
             _require_logprobs(model, request)
-            try:
-                completion = await model.generate(request)
-            except InsufficientMemoryError as error:
-                await self._residency.relieve(self._loader, error)
-                completion = await model.generate(request)
+            completion = await self._tried_twice(lambda: model.generate(request))
         completion.spec = self._loader.spec.text
         return completion
+
+    async def _tried_twice(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Compute; once more after an eviction if the device ran out of memory."""
+        evictions = self._residency.evictions
+        try:
+            return await work()
+        except InsufficientMemoryError as error:
+            await self._residency.relieve(self._loader, error, evictions)
+        return await work()
 
     async def open(self) -> None:
         """Have it in memory, for what only a loaded model can tell."""
@@ -126,13 +130,14 @@ class LeasedModel(Model):
     async def next_tokens(self, request: Request, k: int) -> tuple[Token, ...]:
         """The loaded model's, under a hard lease."""
         async with self._residency.using(self._loader) as model:
-            return await tokens_of(model, "next_tokens").next_tokens(self._asked(request), k)
+            asked, told = self._asked(request), tokens_of(model, "next_tokens")
+            return await self._tried_twice(lambda: told.next_tokens(asked, k))
 
     async def score(self, request: Request, continuation: str) -> Score:
         """The loaded model's, under a hard lease."""
         async with self._residency.using(self._loader) as model:
-            asked = self._asked(request)
-            found = await tokens_of(model, "score").score(asked, continuation)
+            asked, told = self._asked(request), tokens_of(model, "score")
+            found = await self._tried_twice(lambda: told.score(asked, continuation))
         return replace(found, spec=self._loader.spec.text)
 
     async def call(

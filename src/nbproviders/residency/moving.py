@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from nbproviders.core.model import Model
 from nbproviders.errors import (
     ClosedError,
-    ConfigurationError,
     InsufficientMemoryError,
     ProviderError,
     UnsupportedError,
@@ -18,14 +17,16 @@ from nbproviders.errors import (
     mapped,
     setup_failed,
 )
-from nbproviders.residency.admission import OUTSIDE, Admission, Want
+from nbproviders.residency.admission import Admission
 from nbproviders.residency.entry import Entry, Loader, State
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.events import Kind, Record
+from nbproviders.residency.excess import Excess
 from nbproviders.residency.keeping import Keeping
 from nbproviders.residency.memory import HOST, Memory
 from nbproviders.residency.plan import MoveKind
 from nbproviders.residency.progress import Progress
+from nbproviders.residency.queue import OUTSIDE, Want
 from nbproviders.residency.table import Table
 
 T = TypeVar("T")
@@ -48,8 +49,8 @@ class Mover:
     def __init__(self, table: Table, memory: Memory, record: Record) -> None:
         self._table, self._memory, self._record = table, memory, record
         self.admission = Admission(table, memory, record, self._make, self.go_on)
-        self.keeping = Keeping(table, memory, lambda entry: self._later(self._make(entry, "free")))
-        self._tasks: set[asyncio.Task[object]] = set()  # a loop keeps tasks by weak references only
+        self._excess = Excess(self.admission, self._make)
+        self.keeping = Keeping(table, memory, lambda entry: self._excess.make(entry, "free"))
 
     # In
 
@@ -166,29 +167,15 @@ class Mover:
 
     async def _bring(self, entry: Entry) -> None:
         began_s = self._table.now_s()
-        if entry.model is None:
-            await self._load(entry, began_s)
-        else:
-            await self._wake(entry, began_s)
+        try:
+            if entry.model is None:
+                await self._load(entry, began_s)
+            else:
+                await self._wake(entry, began_s)
+        except (SystemExit, KeyboardInterrupt) as error:  # of a task it would end the engine
+            raise setup_failed(entry.spec, error) from None
         entry.admitted = False
         self._grant(entry)
-
-    def _make_up_for(self, entry: Entry, promised: Mapping[str, int]) -> None:
-        """Have others leave where a model took more than was told before it was loaded."""
-        if all(count <= promised.get(device, 0) for device, count in entry.charges.items()):
-            return
-        self._bring_back(entry)
-
-    def _bring_back(self, but: Entry | None) -> None:
-        """Have charges within their limits again, as far as idle models allow."""
-        for other, kind in self.admission.over():
-            if other is not but and other.idle:
-                self._later(self._make(other, kind))
-
-    def _later(self, work: Coroutine[Any, Any, object]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _load(self, entry: Entry, began_s: float) -> None:
         self._memory.keep_s()  # the place where a mistyped one is told
@@ -207,7 +194,7 @@ class Mover:
                 entry.charges = _with(held, entry.reserve)
             self._is_hot(entry)
             entry.load_s = entry.last_used_s - began_s
-        self._make_up_for(entry, promised)
+        self._excess.loaded(entry, promised)
         moved = sum(n for device, n in held.items() if device != HOST)
         self._table.came(entry.key, moved)
         detail = f"{entry.load_s:.3f} s"
@@ -247,10 +234,11 @@ class Mover:
 
     async def _tried_twice(self, entry: Entry, work: Callable[[Progress], Awaitable[T]]) -> T:
         """Do it; once more after an eviction if the device ran out of memory."""
+        evictions = self.admission.evictions
         try:
             return await work(entry.progress)
         except InsufficientMemoryError as error:
-            if not await self.admission.evict_idle(entry):
+            if not await self.admission.evict_idle(entry, evictions):
                 raise self.admission.refused(entry, error) from None
         try:
             return await work(entry.progress)
@@ -284,17 +272,22 @@ class Mover:
         """Note that a model was used."""
         self.admission.sharing.hint()
         self.keeping.used()
+        self._excess.used()
 
     def settle(self) -> None:
         """Have idle models leave that are too much, or there too long, after a change of what is allowed."""
         self.keeping.look()
-        with suppress(ConfigurationError):  # a budget that cannot be read is told by the next load
-            self._bring_back(None)
+        self._excess.look()
 
     async def _make(self, entry: Entry, kind: MoveKind) -> None:
-        """Carry out a planned move; a model whose closing fails has left all the same."""
+        """Carry out a planned move; a model whose closing fails has left all the same.
+
+        Plans are a moment old: what is in use or pinned by now stays.
+        """
         with suppress(ProviderError):
-            if kind == "free" or not await self.sleep(entry, "to make room"):
+            if kind == "sleep" and entry.idle and await self.sleep(entry, "to make room"):
+                return
+            if entry.idle:
                 await self.free(entry, "evicted")
         if entry.freeing is not None:  # it could not even sleep
             with suppress(ProviderError):

@@ -235,8 +235,18 @@ class Residency:
             estimate = Estimate.of(await loader.estimate())
         return self._mover.admission.would(entry, estimate)
 
-    async def relieve(self, loader: Loader, error: InsufficientMemoryError) -> None:
+    @property
+    def evictions(self) -> int:
+        """How often a model had to leave because a device ran out of memory."""
+        return self._mover.admission.evictions
+
+    async def relieve(self, loader: Loader, error: InsufficientMemoryError, evictions: int) -> None:
         """Have idle models leave the devices of one that ran out of memory while it computed.
+
+        Parameters
+        ----------
+        evictions
+            As they were when it began.
 
         Raises
         ------
@@ -244,7 +254,7 @@ class Residency:
             The error with the table of who holds what, if none could leave.
         """
         entry, admission = self.find(loader.key), self._mover.admission
-        if entry is None or not await admission.evict_idle(entry):
+        if entry is None or not await admission.evict_idle(entry, evictions):
             raise error if entry is None else admission.refused(entry, error) from None
 
     # What is told

@@ -83,8 +83,9 @@ class Table:
 
     def chance(self, key: ResourceKey) -> float:
         """Return how likely a key is to be wanted next, on a scale that all share."""
-        reuse = self._reuse.get(key)
-        return reuse.chance(self._turn) if reuse is not None else _NEVER_USED
+        with self.lock:  # any thread may note a use
+            reuse = self._reuse.get(key)
+            return reuse.chance(self._turn) if reuse is not None else _NEVER_USED
 
     # Soft leases
 

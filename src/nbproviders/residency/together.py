@@ -8,9 +8,9 @@ from contextlib import ExitStack, suppress
 
 from nbproviders.core.model import Model
 from nbproviders.errors import setup_failed
-from nbproviders.residency.admission import OUTSIDE, Want
 from nbproviders.residency.entry import Entry, Loader, State
 from nbproviders.residency.moving import FOREIGN, Left, Mover
+from nbproviders.residency.queue import OUTSIDE, Want
 from nbproviders.residency.table import Table
 
 
