@@ -469,6 +469,27 @@ async def test_the_longest_wait_can_be_set() -> None:
 
 
 @in_virtual_time
+async def test_who_stands_behind_waits_no_longer() -> None:
+    """Also while the first one's room takes its time to come free."""
+
+    class Slow(ScriptedModel):
+        async def aclose(self) -> None:
+            await asyncio.sleep(1000)
+            await super().aclose()
+
+    home = house(100)
+    home.set_wait(7.0)
+    slow = ScriptedLoader("slow", needs=60, make=lambda: Slow(memory_bytes={"gpu": 60}))
+    await resident(home, slow)
+    first = start(home.lease(ScriptedLoader("first", needs=60)))
+    await turns()
+    with pytest.raises(InsufficientMemoryError):
+        await home.lease(ScriptedLoader("second", needs=60))
+    assert 7 <= asyncio.get_running_loop().time() < 8
+    (await first).release()
+
+
+@in_virtual_time
 async def test_a_refused_or_cancelled_one_ends_the_break_it_asked_for() -> None:
     """Nobody waits in vain for one who has gone."""
     home, gate = house(100), Gate()
@@ -519,6 +540,20 @@ async def test_less_is_allowed_though_what_runs_is_too_much() -> None:
     await running
     await turns()
     assert specs(home) == set()
+
+
+@in_virtual_time
+async def test_who_is_used_before_it_could_leave_stays_until_then() -> None:
+    """What has to leave may be taken into use in the same moment."""
+    home, idle = house(100), ScriptedLoader("idle", needs=40)
+    await resident(home, idle)
+    home.memory.set_budget({"gpu": 30})
+    home.settle()
+    async with home.using(idle):
+        await asyncio.sleep(1)
+        entry = home.find(idle.key)
+        assert entry is not None
+        assert (entry.state, idle.model.closed) == (State.HOT, 0)
 
 
 @in_virtual_time
