@@ -1,5 +1,5 @@
 """Promises that hold in every order of events: a machine leases, uses, cancels, has models sleep and wake,
-pins, frees and lets time pass.
+run out of memory, pins, frees, lowers budgets and lets time pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nbproviders.errors import (
 from nbproviders.residency.entry import State
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.lease import Lease
-from nbproviders.residency.memory import HOST
+from nbproviders.residency.memory import HOST, Memory
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
 from nbproviders.residency.sleeping import Transfer
@@ -31,14 +31,14 @@ from tests.scripted import (
     ScriptedModel,
     SleepyModel,
     VirtualLoop,
-    house,
     turns,
 )
 
 BUDGET, HOST_BUDGET = 100, 90
-NEEDS = {"a": 40, "b": 40, "c": 60, "d": 100, "e": 130, "f": 30}
-SLEEPERS = "abcf"  # of these, f takes no copy on the host
-names = st.sampled_from("aabbccffde")
+NEEDS = {"a": 40, "b": 40, "c": 60, "d": 100, "e": 130, "f": 30, "g": 60, "h": 50}
+DEVICES = {name: "npu" if name in "gh" else "gpu" for name in NEEDS}
+SLEEPERS = "abcfg"  # of these, f and g take no copy on the host
+names = st.sampled_from("aabbccffdegh")
 likely = st.sampled_from([True, True, True, True, False])
 
 
@@ -61,7 +61,15 @@ class Words:
             self.words.remove(word)
 
 
-class Sleepy(SleepyModel):
+class Plain(ScriptedModel):
+    """Its closing takes a moment."""
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0.05)
+        await super().aclose()
+
+
+class Sleepy(SleepyModel, Plain):
     """Each wake waits for a word."""
 
     def __init__(self, memory_bytes: Mapping[str, int], words: Words) -> None:
@@ -77,7 +85,7 @@ class Loader(ScriptedLoader):
     """Each load waits for a word of the machine; one that is told to stop may take its time."""
 
     def __init__(self, name: str, words: Words) -> None:
-        super().__init__(name, needs=NEEDS[name])
+        super().__init__(name, needs=NEEDS[name], device=DEVICES[name])
         self.name, self._words = name, words
         self.alive: list[ScriptedModel] = []
 
@@ -95,7 +103,7 @@ class Loader(ScriptedLoader):
             self.loading -= 1
         held = {**self.needs, **({HOST: progress.host_bytes} if progress.host_bytes else {})}
         sleeps = self.name in SLEEPERS
-        model = Sleepy(held, self._words) if sleeps else ScriptedModel(memory_bytes=held)
+        model = Sleepy(held, self._words) if sleeps else Plain(memory_bytes=held)
         self.alive.append(model)
         return model
 
@@ -124,6 +132,10 @@ def is_awake(model: Model) -> bool:
     return not model.closed and getattr(model, "awake", True)
 
 
+def budget(gpu: int) -> dict[str, int]:
+    return {"gpu": gpu, "npu": BUDGET, HOST: HOST_BUDGET}
+
+
 class ResidencyMachine(RuleBasedStateMachine):
     """Every rule is one step of somebody; after each, what can go on has gone on."""
 
@@ -138,6 +150,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.others: list[asyncio.Task[Any]] = []
         self.granted = self.released = 0
         self.forced = False
+        self.pinned: set[str] = set()
+        self.allowed = BUDGET
 
     def step(self, work: Awaitable[Any] | None = None) -> None:
         async def run() -> None:
@@ -184,7 +198,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         async def make() -> None:
-            self.home = house(BUDGET, HOST_BUDGET)
+            self.home = Residency(Memory(budget(BUDGET)), asyncio.get_running_loop().time)
 
         self.runner.run(make())
         self.words = Words()
@@ -240,9 +254,28 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(name=names)
     def unpin(self, name: str) -> None:
         entry = self.home.find(self.loaders[name].key)
+        self.pinned.discard(name)
         if entry is not None:
             self.home.unpin(entry)
         self.step()
+
+    @rule(name=names)
+    def run_out_of_memory(self, name: str) -> None:
+        loader = self.loaders[name]
+        entry = self.home.find(loader.key)
+        if entry is not None and entry.hard:
+            full = InsufficientMemoryError("the device is full")
+            self.others.append(self.start(self.home.relieve(loader, full, self.home.evictions)))
+        self.step()
+
+    @rule(allowed=st.sampled_from([50, 80, BUDGET]))
+    def allow(self, allowed: int) -> None:
+        async def change() -> None:
+            self.home.memory.set_budget(budget(allowed))
+            self.home.settle()
+
+        self.allowed = allowed
+        self.step(change())
 
     @rule(name=names, keep_s=st.sampled_from([None, 5.0, 100.0]))
     def keep(self, name: str, keep_s: float | None) -> None:
@@ -304,6 +337,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def unload(self, name: str, force: bool, ask_first: bool, then_ask: bool) -> None:
         key = self.loaders[name].key
         self.forced = self.forced or force
+        self.pinned.discard(name)
         if ask_first:
             self.asking.append(self.start(self.home.lease(self.loaders[name])))
         self.unloading.append(
@@ -319,8 +353,14 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @invariant()
     def charges_stay_within_the_budget(self) -> None:
-        for device, most in (("gpu", BUDGET), (HOST, HOST_BUDGET)):
+        for device, most in budget(BUDGET).items():
             assert sum(one.bytes.get(device, 0) for one in self.home.residents()) <= most
+
+    @invariant()
+    def what_is_too_much_is_wanted(self) -> None:
+        there = [entry for entry in self.home.entries() if "gpu" in entry.charges]
+        if sum(entry.charges["gpu"] for entry in there) > self.allowed:
+            assert not [entry for entry in there if entry.idle]
 
     @invariant()
     def what_is_alive_is_charged(self) -> None:
@@ -332,7 +372,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             known = [e for e in self.home.entries() if e.key == self.loaders[name].key]
             assert all(model in [entry.model for entry in known] for model in models)
             on_device = NEEDS[name] * sum(is_awake(model) for model in models)
-            assert on_device <= sum(entry.charges.get("gpu", 0) for entry in known)
+            assert on_device <= sum(entry.charges.get(DEVICES[name], 0) for entry in known)
 
     @invariant()
     def who_is_asleep_says_so(self) -> None:
@@ -347,8 +387,11 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_pinned_stays(self) -> None:
+        pinned = {entry.key.model for entry in self.home.entries() if entry.pinned}
+        assert self.pinned <= pinned
+        self.pinned = pinned
         for entry in self.home.entries():
-            assert not entry.pinned or entry.state in (State.HOT, State.DRAINING)
+            assert not entry.pinned or entry.state is State.HOT
 
     @invariant()
     def a_hard_lease_implies_the_model(self) -> None:

@@ -164,6 +164,7 @@ class Mover:
         self.admission.sharing.publish()
         self.admission.changes.tell()
         self.go_on(entry)
+        self._excess.used()  # what was granted in its last step may be idle by now
 
     async def _bring(self, entry: Entry) -> None:
         began_s = self._table.now_s()
