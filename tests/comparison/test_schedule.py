@@ -70,6 +70,12 @@ def test_each_model_comes_once_whatever_the_budget() -> None:
     assert again.loads == again.least_loads == 2  # the last of them was still there
 
 
+def test_one_model_under_several_names_runs_at_one_go() -> None:
+    """Names that differ in how it is asked, not in what is loaded, share its one load."""
+    plain = f"{MODELS[0]}?chat=false"
+    assert order([plain, MODELS[1], MODELS[0]]) == [plain, MODELS[0], MODELS[1]]
+
+
 def test_nothing_moved_is_not_told() -> None:
     """Where all were in memory there is no line about it."""
     nbp.load_sync(MODELS[0]).close()

@@ -24,10 +24,15 @@ def in_order(contenders: Sequence[Contender]) -> list[Contender]:
     """Return models in the order to run them.
 
     Those in memory come first, so that they are not evicted for others before their turn; then those that
-    sleep, the quickest to wake first; then those that have to be loaded, as they were given. Each is brought
-    in once at most, whatever the budget, if it alone fits.
+    sleep, the quickest to wake first; then those that have to be loaded, as they were given. What is one model
+    under several names runs one after another. So each is brought in once at most, whatever the budget, if it
+    alone fits.
     """
-    return sorted(contenders, key=_standing)
+    groups: dict[object, list[Contender]] = {}
+    for one in sorted(contenders, key=_standing):
+        loader = loader_of(one)
+        groups.setdefault(one.name if loader is None else loader.key, []).append(one)
+    return [one for group in groups.values() for one in group]
 
 
 def _standing(contender: Contender) -> tuple[int, float]:
