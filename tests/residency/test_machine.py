@@ -255,9 +255,12 @@ class ResidencyMachine(RuleBasedStateMachine):
     def unpin(self, name: str) -> None:
         entry = self.home.find(self.loaders[name].key)
         self.pinned.discard(name)
-        if entry is not None:
-            self.home.unpin(entry)
-        self.step()
+
+        async def unpin() -> None:
+            if entry is not None:
+                self.home.unpin(entry)
+
+        self.step(unpin())
 
     @rule(name=names)
     def run_out_of_memory(self, name: str) -> None:
@@ -358,7 +361,13 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_too_much_is_wanted(self) -> None:
-        there = [entry for entry in self.home.entries() if "gpu" in entry.charges]
+        there = [
+            entry
+            for entry in self.home.entries()
+            if "gpu" in entry.charges
+            and entry.freeing is None
+            and entry.state is not State.DRAINING
+        ]
         if sum(entry.charges["gpu"] for entry in there) > self.allowed:
             assert not [entry for entry in there if entry.idle]
 
@@ -429,12 +438,12 @@ class ResidencyMachine(RuleBasedStateMachine):
     def _everything_ends(self) -> None:
         if not hasattr(self, "home"):
             return
-        for entry in self.home.entries():
-            self.home.unpin(entry)
         for lease in self.leases:
             lease.release()
 
         async def end() -> None:
+            for entry in self.home.entries():
+                self.home.unpin(entry)
             for _ in range(400):  # who waits in a queue has his turn when all before him had theirs
                 if not self.words.words and all(task.done() for task in self._tasks()):
                     break

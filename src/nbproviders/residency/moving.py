@@ -133,6 +133,7 @@ class Mover:
             if entry.model is None:
                 # Out of the table at once: whoever asks now waits until it is gone, and loads anew.
                 self._leave(entry, "freed")
+        self._excess.used()
 
     def _unreserve(self, entry: Entry, wanted: bool) -> None:
         entry.admitted = False

@@ -227,6 +227,7 @@ class Residency:
         entry.pinned = False
         self._record.add("unpinned", entry.spec.text, entry.charged_bytes)
         self._changes.tell()
+        self._mover.used()
 
     async def fit(self, loader: Loader) -> Fit:
         """Return what loading a model would mean; nothing is loaded, and nobody leaves."""
