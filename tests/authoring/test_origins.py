@@ -11,9 +11,11 @@ import pytest
 import nbproviders as nbp
 from nbproviders.authoring import origins
 from nbproviders.authoring.resident import ResidentProvider
+from nbproviders.core import engine
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey
 from nbproviders.providers.echo import EchoModel
+from nbproviders.residency import residency
 from nbproviders.residency.progress import Progress
 
 CLASS = """
@@ -78,6 +80,14 @@ async def test_the_former_class_leaves_when_the_new_one_loads() -> None:
     assert residents() == [("mine:a", 1)]
     for client in (former, new, newest):
         client.close()
+
+
+async def test_to_ask_whether_the_new_one_fits_frees_nothing() -> None:
+    """Only its load takes the former one's place."""
+    async with define()().model("a"):
+        loader = define()().model("a").loader
+        await engine.default().call(lambda: residency.default().fit(loader))
+        assert residents() == [("mine:a", 1)]
 
 
 async def test_the_former_class_does_not_push_out_the_new_one() -> None:

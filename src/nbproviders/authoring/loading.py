@@ -32,9 +32,12 @@ class ResourceLoader:
     def __init__(self, provider: ModelProvider, spec: ModelSpec, key: ResourceKey) -> None:
         self._provider, self.spec, self.key = provider, spec, key
 
+    async def prepare(self) -> None:
+        """Free what a former definition of the provider has loaded."""
+        await free_former(self.key.origin)
+
     async def estimate(self) -> Mapping[str, int]:
         """Nothing is known of what an author's setup takes."""
-        await free_former(self.key.origin)
         return {}
 
     async def load(self, progress: Progress) -> Model:
@@ -118,9 +121,12 @@ class ResidentLoader:
         """As the provider says, before anything is loaded."""
         return self._provider.remote(self.key)
 
+    async def prepare(self) -> None:
+        """Free what a former definition of the provider has loaded."""
+        await free_former(self.key.origin)
+
     async def estimate(self) -> Mapping[str, int]:
         """Ask the provider, off the loop: headers are read and libraries imported."""
-        await free_former(self.key.origin)
         self._told = await asyncio.to_thread(self._estimated)
         return self._told
 

@@ -33,7 +33,11 @@ class State(StrEnum):
 
 
 class Loader(Protocol):
-    """How one key is loaded. Light: it may outlive the weights."""
+    """How one key is loaded. Light: it may outlive the weights.
+
+    One that has ``prepare()`` has it called before room is looked for; one with ``prefetch(progress)`` may be
+    asked to read ahead.
+    """
 
     @property
     def spec(self) -> ModelSpec:

@@ -208,6 +208,9 @@ class Mover:
             return Want(entry, entry.charges, entry.reserve)
         if entry.model is not None:
             return Want(entry, entry.awake, entry.reserve)
+        prepare = getattr(entry.loader, "prepare", None)
+        if prepare is not None:
+            await prepare()
         estimate = Estimate.of(await entry.loader.estimate())
         entry.optional = dict(estimate.optional)
         return Want(entry, dict(estimate), estimate.reserve, estimate.optional)
