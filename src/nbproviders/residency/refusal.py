@@ -55,6 +55,11 @@ def too_much(
         why = f"models that are running did not end in time ({waited_s:.0f} s)"
     elif all(needs.get(d, 0) <= limits[d] for d, n in short.items() if n):
         why += ", and what is there stays"
+    if not any(short.values()):  # there would be room by now, had it had its turn
+        why = "others waited before it, and had not come in by then"
+        return InsufficientMemoryError(
+            f"{who} {_sizes(needs)}: {why}.\n{held_text(others)}", hint=_WAIT
+        )
     return InsufficientMemoryError(
         f"{who} {_sizes(needs)}. That is {_sizes(short)} too much: {why}.\n{held_text(others)}",
         hint=_hint(others) if waited_s is None else _WAIT,
