@@ -198,6 +198,19 @@ async def test_a_load_to_two_devices_takes_of_each_its_share() -> None:
 
 
 @in_virtual_time
+async def test_a_cache_that_is_made_with_the_model_was_not_moved() -> None:
+    """What a load moves are weights, though the model holds more."""
+    home, loader = house(100), ScriptedLoader(needs=80)
+
+    async def estimate() -> Estimate:
+        return Estimate(weights={"gpu": 60}, cache={"gpu": 20}, held=True)
+
+    loader.estimate = estimate  # type: ignore[method-assign]
+    await resident(home, loader)
+    assert told(home, "created") == [("created", "a", 80, 60)]
+
+
+@in_virtual_time
 async def test_more_than_was_estimated_has_idle_others_leave() -> None:
     """Where a load took more than was told, the budget holds again at once, and the new one stays."""
     home = house(100, host=0)

@@ -68,6 +68,8 @@ class Entry:
         What of them is only taken while it computes.
     optional
         Bytes that it would like besides, for a copy on the host.
+    weights_bytes
+        Its weights as they were estimated; 0 if nobody knew.
     awake
         Its charges when it could compute the last time.
     admitted
@@ -94,6 +96,7 @@ class Entry:
     held: dict[str, int] = field(default_factory=dict)
     reserve: dict[str, int] = field(default_factory=dict)
     optional: dict[str, int] = field(default_factory=dict)
+    weights_bytes: int = 0
     awake: dict[str, int] = field(default_factory=dict)
     admitted: bool = False
     groups: int = 0

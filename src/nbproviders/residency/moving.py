@@ -198,6 +198,7 @@ class Mover:
             entry.load_s = entry.last_used_s - began_s
         self._excess.loaded(entry, promised)
         moved = sum(n for device, n in held.items() if device != HOST)
+        moved = min(moved, entry.weights_bytes or moved)  # a cache was made, not moved
         self._table.came(entry.key, moved)
         detail = f"{entry.load_s:.3f} s"
         self._record.add("created", entry.spec.text, entry.charged_bytes, detail, moved)
@@ -213,6 +214,7 @@ class Mover:
             await prepare()
         estimate = Estimate.of(await entry.loader.estimate())
         entry.optional = dict(estimate.optional)
+        entry.weights_bytes = sum(estimate.weights.values())
         return Want(entry, dict(estimate), estimate.reserve, estimate.optional)
 
     async def _wake(self, entry: Entry, began_s: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nbproviders.residency.entry import Entry, State
@@ -31,11 +32,10 @@ class Changes:
         """Wait until something was given back, half a second at most."""
         if self._event is None:
             self._event = asyncio.Event()
-        try:
-            # Free memory can change without us: other programs come and go.
-            await asyncio.wait_for(self._event.wait(), RECHECK_S)
-        except TimeoutError:
-            return
+        # Not wait_for(): in Python 3.11 it swallows a cancellation that comes in the same moment as the event.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECHECK_S):  # other programs come and go without telling us
+                await self._event.wait()
 
 
 @dataclass(frozen=True, slots=True)
