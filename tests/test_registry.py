@@ -168,6 +168,18 @@ def test_an_unknown_name_lists_the_available(name: Any) -> None:
         nbp.create_provider(name)
 
 
+def test_a_mistyped_name_is_guessed() -> None:
+    """One that is nearly right asks whether that was meant, by itself or in a reference."""
+    with pytest.raises(ConfigurationError, match="Did you mean 'transformers'"):
+        nbp.create_provider("Transfomers")
+    with pytest.raises(ConfigurationError, match="Did you mean 'transformers'"):
+        nbp.model("transfomers:demo-m")
+    for name in ("nobody", "mine"):
+        with pytest.raises(ConfigurationError) as caught:
+            nbp.create_provider(name)
+        assert "Did you mean" not in str(caught.value)
+
+
 def test_equal_configuration_shares() -> None:
     """Two calls alike give providers that share what they load; another configuration does not."""
     nbp.register_provider("lab", Lab)

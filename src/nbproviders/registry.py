@@ -18,7 +18,7 @@ from nbproviders.authoring import fixtures, origins
 from nbproviders.authoring.opening import ModelContext
 from nbproviders.authoring.provider import ModelProvider
 from nbproviders.authoring.wrapped import as_provider, construct
-from nbproviders.core.spec import ModelSpec, canonical
+from nbproviders.core.spec import ModelSpec, canonical, did_you_mean
 from nbproviders.errors import ConfigurationError, foreign
 from nbproviders.runtimes.devices import cuda_count
 
@@ -229,7 +229,8 @@ def create_provider(name: str, **provider_config: Any) -> ModelProvider:
     low = name.lower() if isinstance(name, str) else ""
     if low not in _registered and low not in _entry_points():
         raise ConfigurationError(
-            f"Unknown provider: {name}. Available providers: {', '.join(names())}."
+            f"Unknown provider: {name}. Available providers: {', '.join(names())}.",
+            hint=did_you_mean(low, names()),
         )
     try:
         place = (low, canonical(provider_config))
@@ -373,6 +374,7 @@ def find(reference: str | ModelSpec) -> tuple[ModelProvider, ModelSpec]:
     ConfigurationError
         If no known provider stands before the first colon.
     """
+    __tracebackhide__ = True
     spec = reference if isinstance(reference, ModelSpec) else ModelSpec.parse(reference, names())
     return create_provider(spec.provider), spec
 
@@ -392,5 +394,6 @@ def model(reference: str | ModelSpec, **options: Any) -> ModelContext:
     ConfigurationError
         For an unknown provider, or an unknown or badly typed option.
     """
+    __tracebackhide__ = True
     provider, spec = find(reference)
     return provider.model(spec.name, **options)

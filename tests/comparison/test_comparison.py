@@ -193,7 +193,7 @@ def test_inline_form() -> None:
     assert base64.b64decode(data).startswith(b"\x89PNG")
     assert not {"script", "style", "link"} & {tag for tag, _ in elements.found}
     for text in (elements.text, bundle["text/plain"]):
-        assert "24 cells, 72 tokens read and 48 written in 1.5 s; temperature=0." in text
+        assert "24 answers, 72 tokens read and 48 written in 1.5 s; temperature=0." in text
         assert "50% [25\u201375%]" in text
     assert bundle["text/plain"] == repr(compared(*(row(m, i) for m in "ab" for i in range(12))))
 
@@ -302,12 +302,12 @@ def test_report_keeps_answers_to_a_prompt_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        (compared(), "No cells."),
-        (compared(stopped=True), "Stopped before the first cell was done."),
-        (compared(row(**FAILED), row("b", **FAILED)), "2 cells, 2 failed"),
+        (compared(), "No answers."),
+        (compared(stopped=True), "Stopped before the first answer was there."),
+        (compared(row(**FAILED), row("b", **FAILED)), "2 answers, 2 failed"),
         (compared(row(), row("b", **FAILED)), "Failed: echo:b: ServiceUnavailableError"),
         (compared(row(), stopped=True, notes=["Mind this."]), "Stopped before the end"),
-        (compared({"spec": "echo:a"}), "1 cell, 0 tokens"),
+        (compared({"spec": "echo:a"}), "1 answer, 0 tokens"),
     ],
 )
 def test_what_went_wrong_still_shows(result: Comparison, words: str, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_plain_text_fits() -> None:
 
 def test_few_prompts_are_not_ranked() -> None:
     """With fewer than ten prompts the display says so, with ten it does not."""
-    assert "too few prompts to rank" in repr(grid(prompts=9))
+    assert "9 prompts are too few to rank models" in repr(grid(prompts=9))
     assert "too few" not in repr(grid(prompts=10))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import nbproviders as nbp
-from tests.scripted import Gate, ScriptedModel, happened
+from nbproviders.authoring import progress
+from tests.scripted import BOUND_S, Gate, ScriptedModel, ScriptedProvider, happened
 from tests.services.keys import FAKE
 
 PROMPTS = [("12+30=", "42"), ("upper owl:", "OWL"), ("reverse cat:", "tac")]
@@ -278,3 +280,51 @@ async def test_a_service_beside_a_local_model() -> None:
     assert (streamed["ttft_s"].astype(float) <= streamed["total_s"].astype(float)).all()
     assert frame["error"].isna().all()
     assert set(frame["cost_kind"]) == {"free"}
+
+
+async def test_the_bar_tells_which_model_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Awaited or blocking it says how many answers are there, and who is loading; then it goes away."""
+    shown: list[str] = []
+    there = threading.Event()
+
+    def show(line: Any, text: str) -> None:
+        shown.append(text)
+        if "loading" in text:
+            there.set()
+
+    class Slow(ScriptedProvider):
+        hold = there  # it loads until the bar has said so
+
+    monkeypatch.setattr("nbproviders.comparison.run._SHOW_AFTER_S", 0.0)
+    monkeypatch.setattr("nbproviders.comparison.run.Line.show", show)
+    models = {"quick": ScriptedModel(), "slow": Slow().model("big")}
+    async with asyncio.timeout(BOUND_S):
+        assert (await nbp.compare(models, ["a"])).failures.empty
+    nbp.unload_all()
+    awaited, told = list(shown), next(text for text in shown if "loading" in text)
+    assert "1 of 2 answers" in told
+    assert "loading slow:big" in told
+    assert awaited[-1] == ""
+    shown.clear()
+    there.clear()
+    assert nbp.compare_sync(models, ["a"], timeout_s=BOUND_S).failures.empty
+    assert any("loading slow:big" in text for text in shown)
+    assert shown[-1] == ""
+
+
+async def test_without_progress_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """progress=False shows no bar, awaited or blocking, and lets no call inside it show a line."""
+    shown: list[str] = []
+    monkeypatch.setattr("nbproviders.comparison.run._SHOW_AFTER_S", 0.0)
+    monkeypatch.setattr(
+        "nbproviders.comparison.run.Line.show", lambda line, text: shown.append(text)
+    )
+
+    def quiet(text: str) -> bool:
+        return progress.watch_opening([]) is None
+
+    prompts = ["a b c d e"]
+    result = await nbp.compare("echo:a?delay_s=0.05", prompts, scorers=quiet, progress=False)
+    assert list(result.frame["score_quiet"]) == [True]
+    nbp.compare_sync("echo:a?delay_s=0.05", prompts, progress=False)
+    assert not shown

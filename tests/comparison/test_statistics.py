@@ -144,7 +144,7 @@ def test_empty_has_its_columns() -> None:
 def test_too_few_prompts_are_told(ids: Any, few: bool) -> None:
     """Below ten prompts models are not to be ranked, however often each was asked."""
     cells = [{"spec": spec, "prompt_id": i} for spec in "ab" for i in ids]
-    assert ("too few prompts to rank" in verdict(frame(*cells))) is few
+    assert ("too few to rank" in verdict(frame(*cells))) is few
 
 
 def test_one_model_needs_no_rank() -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, TimeoutError as FutureTimeoutError
@@ -95,6 +96,37 @@ async def test_errors_cross_without_frames(engine: Engine) -> None:
     frames = [entry.name for entry in caught.traceback]
     assert "fail" not in frames
     assert str(errors[0]) == "no\ntry"
+
+
+def test_errors_are_shown_without_the_waiting(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a blocking call raises has no frame of those who waited: only ours, which notebooks hide."""
+
+    async def fail() -> None:
+        raise ProviderError("no")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(ProviderError) as failed:
+        engine.wait(fail)
+    monkeypatch.setattr(Future, "exception", interrupt)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        engine.wait(name_of_thread)
+    for caught in (failed, stopped):
+        assert [entry.name for entry in caught.traceback][1:] == ["wait", "_result"]
+        assert "concurrent" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_stopped_call_says_so(engine: Engine) -> None:
+    """What a notebook shows of it is not an empty name; a reason that was given stays."""
+    for given, said in ((), engines.STOPPED), (("enough",), "enough"):
+        call = asyncio.ensure_future(engine.call(asyncio.Event().wait))
+        await asyncio.sleep(0)
+        call.cancel(*given)
+        with pytest.raises(asyncio.CancelledError, match=said):
+            await call
 
 
 @pytest.mark.filterwarnings("error")
@@ -286,13 +318,14 @@ def test_a_result_in_the_last_moment_is_not_lost() -> None:
     """A result that comes while the waiting wakes is returned, not turned into a timeout."""
 
     class Late(Future[int]):
-        def result(self, timeout: float | None = None) -> int:
+        def exception(self, timeout: float | None = None) -> BaseException | None:
             if not self.done():
                 self.set_result(7)
                 raise FutureTimeoutError
-            return super().result(timeout)
+            return super().exception(timeout)
 
     assert engines._result(Late(), None) == 7
+    assert engines._result(Late(), 0) == 7
 
 
 def test_waiting_on_the_engine_itself_is_refused(engine: Engine) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from nbproviders.authoring.blocks import Blocks
-from nbproviders.authoring.opening import ModelContext, shown
-from nbproviders.core import engine
+from nbproviders.authoring.opening import ModelContext, shown, shown_now
 from nbproviders.core.client import Client, SyncClient
 from nbproviders.errors import ConfigurationError
 from nbproviders.residency import lease as leases, residency as residencies
@@ -59,8 +58,10 @@ class ModelGroup:
 
     def open_sync(self, timeout_s: float | None = None) -> tuple[SyncClient, ...]:
         """Return blocking clients to keep; whoever opens them closes them."""
+        __tracebackhide__ = True
         opened_in = leases.here()
-        found = engine.default().wait(lambda: self._lease(opened_in), timeout_s)
+        loaders = [opened.loader for opened in self._opened]
+        found = shown_now(loaders, lambda: self._lease(opened_in), timeout_s)
         return tuple(
             opened.client_now_of(lease) for opened, lease in zip(self._opened, found, strict=True)
         )
@@ -84,6 +85,7 @@ class ModelGroup:
         _close(self._blocks.leave(asyncio.current_task()))
 
     def __enter__(self) -> tuple[SyncClient, ...]:
+        __tracebackhide__ = True
         __tracebackhide__ = True
         clients = self.open_sync()
         self._blocks.enter(threading.get_ident(), clients)

@@ -5,27 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 from nbproviders.authoring.blocks import Blocks
-from nbproviders.authoring.progress import Line, bar
+from nbproviders.authoring.progress import watch_call, watch_opening
 from nbproviders.catalog import aliases
 from nbproviders.core import engine
 from nbproviders.core.client import Client, SyncClient
 from nbproviders.core.params import GenerationParams
+from nbproviders.core.watch import Watch
 from nbproviders.residency import lease as leases, residency as residencies
-from nbproviders.residency.entry import Entry, Loader
+from nbproviders.residency.entry import Loader
 from nbproviders.residency.lease import Lease
 from nbproviders.residency.leased import LeasedModel
-from nbproviders.residency.memory import size_text
 
 T = TypeVar("T")
-_SHOW_AFTER_S = 1.0
-_REFRESH_S = 0.2
 
 
 class Opened:
@@ -83,7 +80,7 @@ class Opened:
 
     def client_of(self, lease: Lease) -> Client:
         """Return a client that gives this lease back."""
-        return Client(self.model, lease.release, self._reopen)
+        return Client(self.model, lease.release, self._reopen, self._watching)
 
     def client_now(self, timeout_s: float | None = None) -> SyncClient:
         """Return a blocking client, loading the model if it is not in memory."""
@@ -91,14 +88,17 @@ class Opened:
         lease = self._residency.lease_now(self.loader)
         if lease is None:
             opened_in = leases.here()
-            lease = engine.default().wait(
-                lambda: self._residency.lease(self.loader, opened_in), timeout_s
+            lease = shown_now(
+                [self.loader], lambda: self._residency.lease(self.loader, opened_in), timeout_s
             )
         return self.client_now_of(lease)
 
     def client_now_of(self, lease: Lease) -> SyncClient:
         """Return a blocking client that gives this lease back."""
-        return SyncClient(self.model, lease.release, self._reopen)
+        return SyncClient(self.model, lease.release, self._reopen, self._watching)
+
+    def _watching(self) -> Watch | None:
+        return watch_call(self.loader)
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -149,6 +149,7 @@ class ModelContext:
 
     def open_sync(self, timeout_s: float | None = None) -> SyncClient:
         """Return a blocking client to keep; whoever opens it closes it."""
+        __tracebackhide__ = True
         return self._opened.client_now(timeout_s)
 
     async def __aenter__(self) -> Client:
@@ -166,6 +167,7 @@ class ModelContext:
         self._blocks.leave(asyncio.current_task()).close()
 
     def __enter__(self) -> SyncClient:
+        __tracebackhide__ = True
         __tracebackhide__ = True
         client = self._opened.client_now()
         self._blocks.enter(threading.get_ident(), client)
@@ -195,38 +197,26 @@ class ModelContext:
 
 
 async def shown(loaders: Sequence[Loader], lease: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Wait for loads; show a progress bar if it takes longer than a second."""
+    """Wait for loads; show a line of progress if it takes longer than a second."""
     __tracebackhide__ = True
-    if engine.default().here:  # a comparison or a widget, which shows progress of its own
-        return await lease()
-    work: asyncio.Task[T] = asyncio.ensure_future(engine.default().call(lease))
-    try:
-        done, _ = await asyncio.wait({work}, timeout=_SHOW_AFTER_S)
-        if not done:
-            await _bar(loaders, work)
-        return await work
-    except asyncio.CancelledError:
-        work.cancel()
-        raise
+    # On the engine itself nobody looks: a comparison or a widget shows progress of its own.
+    return await engine.default().call(lease, watch_opening(loaders))
 
 
-async def _bar(loaders: Sequence[Loader], work: asyncio.Future[Any]) -> None:
-    residency = residencies.default()
-    began_s = time.monotonic()
-    with Line() as line:
-        while not work.done():
-            entries = [entry for one in loaders if (entry := residency.find(one.key)) is not None]
-            coming = [entry for entry in entries if entry.coming]
-            if coming:
-                line.show(_told(coming[0], time.monotonic() - began_s))
-            await asyncio.wait({work}, timeout=_REFRESH_S)
+def shown_now(
+    loaders: Sequence[Loader],
+    work: Callable[[], Coroutine[Any, Any, T]],
+    timeout_s: float | None = None,
+    doing: str = "",
+) -> T:
+    """Block until what needs these models is done; show a line if it takes longer than a second.
 
+    `doing` is told while none of them is on its way into memory.
 
-def _told(entry: Entry, elapsed_s: float) -> str:
-    progress = entry.progress
-    verb = "Loading" if entry.model is None else "Waking"
-    text = f"{verb} {entry.spec}: {progress.phase}, {elapsed_s:.0f} s"
-    if progress.fraction is not None:
-        done, total = map(size_text, (progress.done_bytes, progress.total_bytes))
-        text += f"  {bar(progress.fraction)}  {done} of {total}"
-    return text
+    Raises
+    ------
+    TimeoutError
+        After `timeout_s` seconds.
+    """
+    __tracebackhide__ = True
+    return engine.default().wait(work, timeout_s, watch_opening(loaders, doing))

@@ -6,9 +6,19 @@ leaves nothing behind that a notebook without a kernel could not show.
 
 from __future__ import annotations
 
+import contextvars
 import sys
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
+from nbproviders.core.watch import Watch
+from nbproviders.residency import residency as residencies
+from nbproviders.residency.entry import Entry, Loader, State
+from nbproviders.residency.memory import size_text
+
+SHOW_AFTER_S = 1.0
 _BAR_CHARACTERS = 20
 _LINE_CHARACTERS = 79
 
@@ -19,8 +29,18 @@ def bar(share: float) -> str:
     return "\u2588" * full + "\u2591" * (_BAR_CHARACTERS - full)
 
 
+def in_notebook() -> bool:
+    """Whether a cell shows what is displayed."""
+    return "ipykernel" in type(sys.stderr).__module__
+
+
 class Line:
-    """One line, replaced by the next; gone when the block ends. Without a reader it shows nothing."""
+    """One line, replaced by the next; gone when the block ends. Without a reader it shows nothing.
+
+    A terminal has one at a time: another's would overwrite it.
+    """
+
+    _in_terminal: ClassVar[Line | None] = None
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -30,9 +50,12 @@ class Line:
         """Put `text` in the place of what is there."""
         if text == self._written:
             return
-        if "ipykernel" in type(sys.stderr).__module__:
+        if in_notebook():
             self._display(text)
         elif sys.stderr.isatty():
+            if Line._in_terminal not in (None, self):
+                return
+            Line._in_terminal = self if text else None
             # Padded, not erased by a control sequence, which not every terminal knows.
             padded = text[:_LINE_CHARACTERS].ljust(_LINE_CHARACTERS)
             sys.stderr.write(f"\r{padded}" + ("" if text else "\r"))
@@ -52,5 +75,116 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._written:
-            self.show("")
+        self.show("")
+
+
+# Set where a front shows the progress of all that it does: a line of each call would only disturb.
+_told_elsewhere: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "told_elsewhere", default=False
+)
+
+
+@contextmanager
+def told_elsewhere() -> Iterator[None]:
+    """Have no model that is waited for in this block show a line of its own."""
+    token = _told_elsewhere.set(True)
+    try:
+        yield
+    finally:
+        _told_elsewhere.reset(token)
+
+
+class Waiting(Watch):
+    """A line for models that a call waits for, once that has taken a moment; gone when they are there.
+
+    Of several calls that wait for one model, one shows it.
+
+    Parameters
+    ----------
+    loaders
+        How the models are loaded.
+    doing
+        What is told if none of them is on its way into memory, such as ``"Measuring"``; empty for nothing.
+    """
+
+    _shown: ClassVar[dict[object, Waiting]] = {}
+
+    def __init__(self, loaders: Sequence[Loader], doing: str = "") -> None:
+        self._loaders, self._doing = loaders, doing
+        self._line = Line()
+        self._key: object = None
+        self._since_s: float | None = None
+
+    def look(self) -> None:
+        """Bring the line up to date."""
+        found = first_coming(self._loaders)
+        if found is None and not self._doing:
+            self._since_s = None
+            self._clear()
+            return
+        now_s = time.monotonic()
+        if self._since_s is None:
+            self._since_s = now_s
+        elapsed_s = now_s - self._since_s
+        if elapsed_s < SHOW_AFTER_S:
+            return
+        shown = found or self._loaders[0]
+        if self._key != shown.key:
+            self._clear()
+            self._key = shown.key
+        if Waiting._shown.setdefault(shown.key, self) is self:
+            told = f"{self._doing} {shown.spec}, {elapsed_s:.0f} s"
+            self._line.show(told if found is None else _told(found, elapsed_s))
+
+    def _clear(self) -> None:
+        self._line.show("")
+        if Waiting._shown.get(self._key) is self:
+            del Waiting._shown[self._key]
+
+    def close(self) -> None:
+        """Take the line away."""
+        self._clear()
+
+
+def watch_opening(loaders: Sequence[Loader], doing: str = "") -> Watch | None:
+    """Return what shows a line while models are opened; None where a front tells of it."""
+    return None if _told_elsewhere.get() else Waiting(loaders, doing)
+
+
+def watch_call(loader: Loader) -> Watch | None:
+    """Return what shows a line while a call waits for its model; None outside a notebook.
+
+    A script writes of its own to its terminal, and may be in the middle of a line.
+    """
+    return Waiting([loader]) if in_notebook() and not _told_elsewhere.get() else None
+
+
+def first_coming(loaders: Sequence[Loader]) -> Entry | None:
+    """Return the first of these models that is on its way into memory; None if none is."""
+    residency = residencies.default()
+    for loader in loaders:
+        entry = residency.find(loader.key)
+        # One that leaves, or makes a break for others, comes back for those who wait for it.
+        if entry is not None and (entry.coming or entry.waiters):
+            return entry
+    return None
+
+
+def doing(entry: Entry) -> str:
+    """Return what is done with a model that is on its way into memory, in a few words."""
+    verb = "loading" if entry.model is None else "waking"
+    if entry.state is State.WAITING:
+        return f"{verb} {entry.spec}: waiting for memory"
+    if not entry.coming:
+        return f"{verb} {entry.spec}: waiting for its turn"
+    phase = entry.progress.phase
+    return f"{verb} {entry.spec}" + ("" if phase == verb else f": {phase}")
+
+
+def _told(entry: Entry, elapsed_s: float) -> str:
+    said, progress = doing(entry), entry.progress
+    text = f"{said[0].upper()}{said[1:]}, {elapsed_s:.0f} s"
+    if progress.fraction is not None and entry.state is not State.WAITING:
+        done, total = map(size_text, (progress.done_bytes, progress.total_bytes))
+        text += f"  {bar(progress.fraction)}  {done} of {total}"
+    return text

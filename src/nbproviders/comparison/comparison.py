@@ -29,7 +29,7 @@ class Comparison:
     Parameters
     ----------
     rows
-        One for each cell: model by prompt by repeat.
+        One for each answer: model by prompt by repeat.
     score_names
         Scorers, in order.
     params
@@ -39,7 +39,7 @@ class Comparison:
     notes
         What else its reader should know, a line each.
     stopped
-        Whether it was ended before all cells were done.
+        Whether it was ended before all answers were there.
     movement
         What was moved into memory for it; None if nothing was.
     """
@@ -67,7 +67,7 @@ class Comparison:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """All cells, one a row: what was asked, what came back, times in seconds, scores.
+        """All answers, one a row: what was asked, what came back, times in seconds, scores.
 
         Columns are spec, provider, model, prompt_id, prompt, expected, repeat, text, finish, error,
         queue_s, ttft_s, total_s, prompt_tokens, cached_tokens (those not computed again),
@@ -89,11 +89,11 @@ class Comparison:
 
     @property
     def failures(self) -> pd.DataFrame:
-        """The cells that failed."""
+        """The answers that failed."""
         return self.frame[self.frame["error"].notna()]
 
     def summary(self, by: str | None = None) -> pd.DataFrame:
-        """Return one row for each model: cells, errors, mean scores with 95 % bounds, median times.
+        """Return one row for each model: answers, errors, mean scores with 95 % bounds, median times.
 
         Parameters
         ----------
@@ -188,7 +188,7 @@ class Comparison:
         ]
         return [
             Column("spec", "model"),
-            Column("n", "cells", "d"),
+            Column("n", "asked", "d"),
             *([Column("errors", "failed", "d")] if self._failed else []),
             *scores,
             Column("median_ttft_s", "first token, s", ".3f"),
@@ -228,7 +228,7 @@ class Comparison:
 
     def _effort(self) -> str:
         """What was done, in one line."""
-        count = f"{len(self._rows):,} cell{'' if len(self._rows) == 1 else 's'}"
+        count = f"{len(self._rows):,} answer{'' if len(self._rows) == 1 else 's'}"
         failed = f", {self._failed:,} failed" if self._failed else ""
         read, written = (int(self.frame[name].sum()) for name in statistics.TOKENS)
         asked = ", ".join(
@@ -242,12 +242,12 @@ class Comparison:
     def _notes(self) -> list[str]:
         if not self._rows:
             return [
-                "Stopped before the first cell was done." if self.stopped else "No cells.",
+                "Stopped before the first answer was there." if self.stopped else "No answers.",
                 *self.notes,
             ]
         notes = [self._effort(), costs.line(self._rows), statistics.verdict(self.frame)]
         if self.stopped:
-            notes.append("Stopped before the end: these are the cells that were done.")
+            notes.append("Stopped before the end: these are the answers that were there.")
         notes += self._failures()
         if self.movement is not None and self.movement.moved_bytes:
             notes.append(str(self.movement))
@@ -281,7 +281,7 @@ class Comparison:
         return self.as_text()
 
     def _summary_html(self) -> str:
-        caption = "Models, by cells, scores with 95 % intervals, and median times"
+        caption = "Models, how often asked, scores with 95 % intervals, and median times"
         table = tables.as_html(_records(self.summary()), self._columns(), caption)
         notes = "".join(f"<div>{html.escape(tables.visible(note))}</div>" for note in self._notes())
         return f'{table}<div class="{tables.NO_FORMULAS}" style="padding:0 12px">{notes}</div>'
@@ -294,12 +294,12 @@ class Comparison:
     # Files
 
     def to_csv(self, path: str | Path, *, spreadsheet: bool = False) -> Path:
-        """Write all cells as CSV (UTF-8) and return the path.
+        """Write all answers as CSV (UTF-8) and return the path.
 
         Text stands in it exactly as the model wrote it, and turns of a chat as JSON. pandas takes an
         answer of ``NA`` for none and ``042`` for a number, unless it is read back with
         ``read_csv(path, keep_default_na=False, na_values=[""], dtype={"expected": str, "text": str})``.
-        An empty answer then is missing like that of a failed cell; ``error`` tells them apart.
+        An empty answer then is missing like one that failed; ``error`` tells them apart.
 
         Parameters
         ----------
@@ -318,7 +318,7 @@ class Comparison:
         return report.write(path, text, "utf-8-sig" if spreadsheet else "utf-8")
 
     def to_html(self, path: str | Path, title: str = "Comparison") -> Path:
-        """Write one self-contained HTML page and return its path: summary, charts and every cell.
+        """Write one self-contained HTML page and return its path: summary, charts and every answer.
 
         Raises
         ------

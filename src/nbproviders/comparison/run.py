@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from nbproviders.authoring.progress import Line, bar
+from nbproviders.authoring.progress import Line, bar, doing, first_coming, told_elsewhere
 from nbproviders.comparison import costs, grid, schedule, scorers as scoring
 from nbproviders.comparison.budget import Budget, Budgeted, replayed
 from nbproviders.comparison.comparison import Comparison
@@ -20,11 +20,11 @@ from nbproviders.core import engine
 from nbproviders.core.completion import Completion
 from nbproviders.core.model import Model, generate_all
 from nbproviders.core.params import GenerationParams, Request
+from nbproviders.core.watch import Watch, looking
 from nbproviders.errors import ConfigurationError, InvalidRequestError, ProviderError
 
 DEFAULTS = {"temperature": 0.0, "max_tokens": 256}
 _SHOW_AFTER_S = 0.5
-_REFRESH_S = 0.1
 
 Row = dict[str, Any]
 
@@ -56,7 +56,7 @@ async def compare(
     repeats
         How often each prompt is asked; a given seed is raised by one each time.
     budget_usd
-        What all of it may cost, in US dollars. A call that might go beyond is not made, and its cell says
+        What all of it may cost, in US dollars. A call that might go beyond is not made, and its row says
         so; what costs nothing goes on. The most that a call may cost is counted until its answer is there;
         what the retries of one call cost, if they are charged, is not known here.
     allow_unpriced
@@ -67,7 +67,7 @@ async def compare(
     Returns
     -------
     Comparison
-        A cell that fails has an ``error``; the others are not touched by it.
+        An answer that fails has an ``error``; the others are not touched by it.
 
     Raises
     ------
@@ -78,8 +78,8 @@ async def compare(
     budget = None if budget_usd is None else Budget(budget_usd, allow_unpriced=allow_unpriced)
     run = Run.of(models, prompts, params, scorers, repeats, budget)
     began_s = time.perf_counter()
-    with _Bar(run, shown=progress) as bar:
-        await bar.during(run.all())
+    with told_elsewhere(), looking(_Bar(run) if progress else None):
+        await run.all()
     return run.result(time.perf_counter() - began_s)
 
 
@@ -96,22 +96,13 @@ def compare_sync(
     timeout_s: float | None = None,
 ) -> Comparison:
     """The same as `compare`, blocking, for scripts; Ctrl-C ends it."""
-    found = grid.contenders(
-        models
-    )  # here: what a provider's making waits for must not be the engine
-    return engine.default().wait(
-        lambda: compare(
-            found,
-            prompts,
-            params,
-            scorers,
-            repeats,
-            budget_usd=budget_usd,
-            allow_unpriced=allow_unpriced,
-            progress=progress,
-        ),
-        timeout_s,
-    )
+    __tracebackhide__ = True
+    budget = None if budget_usd is None else Budget(budget_usd, allow_unpriced=allow_unpriced)
+    # Made here: what a provider's making waits for must not be the engine.
+    run = Run.of(models, prompts, params, scorers, repeats, budget)
+    began_s = time.perf_counter()
+    engine.default().wait(run.all, timeout_s, _Bar(run) if progress else None)
+    return run.result(time.perf_counter() - began_s)
 
 
 @dataclass
@@ -155,11 +146,12 @@ class Run:
 
     @property
     def total(self) -> int:
-        """Cells in all."""
+        """Answers in all."""
         return len(self.contenders) * len(self.prompts) * self.repeats
 
     async def all(self) -> None:
         """Run all models: those that compute here one after another, the others at the same time."""
+        __tracebackhide__ = True
         here: list[Contender] = []
         work = []
         self.meter = schedule.Meter(self.contenders)
@@ -179,6 +171,7 @@ class Run:
 
     async def model(self, contender: Contender) -> None:
         """Run all cells of one model, and score them."""
+        __tracebackhide__ = True
         requests = self._requests()
         rows = [
             self._row(contender, prompt, repeat)
@@ -317,37 +310,30 @@ async def _opened(contender: Contender) -> AsyncIterator[Model]:
         yield client.waist
 
 
-class _Bar:
-    """A progress bar on the caller's loop, shown only if there is something to wait for."""
+class _Bar(Watch):
+    """A progress bar where the caller waits, shown only if there is something to wait for."""
 
-    def __init__(self, run: Run, *, shown: bool) -> None:
-        self._run, self._shown = run, shown
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._loaders = [
+            loader for one in run.contenders if (loader := schedule.loader_of(one)) is not None
+        ]
         self._began_s = time.perf_counter()
         self._line = Line()
 
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._line.show("")
-
-    async def during(self, work: Any) -> None:
-        """Wait for one model's work, keeping the bar up to date."""
-        __tracebackhide__ = True
-        task = asyncio.ensure_future(work)
-        try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=_REFRESH_S)
-                if self._shown and time.perf_counter() - self._began_s > _SHOW_AFTER_S:
-                    self._refresh()
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        task.result()
-
-    def _refresh(self) -> None:
-        done, total = self._run.done, self._run.total
+    def look(self) -> None:
+        """Bring the bar up to date."""
         elapsed_s = time.perf_counter() - self._began_s
+        if elapsed_s <= _SHOW_AFTER_S:
+            return
+        done, total = self._run.done, self._run.total
+        answers = "answer" if total == 1 else "answers"
+        coming = first_coming(self._loaders)
         self._line.show(
-            f"Comparing  {bar(done / total)}  {done} of {total} cells, {elapsed_s:.0f} s"
+            f"Comparing  {bar(done / total)}  {done} of {total} {answers}, {elapsed_s:.0f} s"
+            + ("" if coming is None else f"; {doing(coming)}")
         )
+
+    def close(self) -> None:
+        """Take it away."""
+        self._line.show("")

@@ -24,9 +24,8 @@ def in_order(contenders: Sequence[Contender]) -> list[Contender]:
     """Return models in the order to run them.
 
     Those in memory come first, so that they are not evicted for others before their turn; then those that
-    sleep, the quickest to wake first; then those that have to be loaded, as they were given. What is one model
-    under several names runs one after another. So each is brought in once at most, whatever the budget, if it
-    alone fits.
+    sleep, the quickest to wake first; then those that have to be loaded, as they were given. One model under
+    several names runs at one go. So each is brought in once at most, whatever the budget, if it alone fits.
     """
     groups: dict[object, list[Contender]] = {}
     for one in sorted(contenders, key=_standing):

@@ -117,7 +117,7 @@ def summarise(frame: pd.DataFrame, score_names: list[str], by: str | None = None
     Returns
     -------
     pandas.DataFrame
-        ``n`` cells, ``errors``, for each scorer its mean over what was answered (``_low`` and ``_high`` bound
+        ``n`` answers, ``errors``, for each scorer its mean over what was said (``_low`` and ``_high`` bound
         it at 95 %: by Wilson where scores are right or wrong, else by Student's t, missing where that
         cannot tell), medians of the timings in seconds, tokens in all, and ``cost_usd``, the sum of what is
         known of it, missing if nothing is.
@@ -160,5 +160,6 @@ def verdict(frame: pd.DataFrame) -> str:
     """Return a line that says if there is too little to tell models apart; empty if there is enough."""
     n = trials(frame["prompt_id"]).nunique()
     if n < TOO_FEW and frame["spec"].nunique() > 1:
-        return f"Only {n} prompt{'s' if n != 1 else ''}: too few prompts to rank models."
+        prompts = "1 prompt is" if n == 1 else f"{n} prompts are"
+        return f"{prompts} too few to rank models: take {TOO_FEW} or more."
     return ""

@@ -6,6 +6,7 @@ weights. So a cell's ``Out``, ``_`` or a traceback that keeps a client keeps no 
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
@@ -20,6 +21,7 @@ from nbproviders.core.proxy import Proxy
 from nbproviders.core.spec import split_options
 from nbproviders.core.streams import ClientStream, SyncStream
 from nbproviders.core.tokens import Score, token_frame
+from nbproviders.core.watch import Watch
 from nbproviders.errors import ClosedError, InvalidRequestError, ProviderError, fresh
 
 if TYPE_CHECKING:
@@ -28,15 +30,24 @@ if TYPE_CHECKING:
 Prompt = str | Messages | Request
 
 
+def _nobody() -> None:
+    """Have nobody look at calls."""
+
+
 class _Held(ABC):
     """What both clients share: a model, a way to give it back, and the refusal after the end."""
 
     def __init__(
-        self, model: Model, release: Callable[[], object] | None = None, reopen: str = ""
+        self,
+        model: Model,
+        release: Callable[[], object] | None = None,
+        reopen: str = "",
+        watch: Callable[[], Watch | None] = _nobody,
     ) -> None:
         self._model = model
         self._release = release
         self._reopen = reopen
+        self._watch = watch
 
     @property
     def _engine(self) -> engines.Engine:
@@ -130,7 +141,7 @@ class Client(_Held):
         self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> Coroutine[Any, Any, Any]:
         model = self._open()
-        return self._engine.call(lambda: model.call(path, arguments, named))
+        return self._engine.call(lambda: model.call(path, arguments, named), self._watch())
 
     async def generate(
         self,
@@ -162,7 +173,7 @@ class Client(_Held):
         __tracebackhide__ = True
         model = self._open()
         request = as_request(prompt, params, raw=raw, whole=True, logprobs=logprobs, **overrides)
-        return await self._engine.call(lambda: answer(model, request))
+        return await self._engine.call(lambda: answer(model, request), self._watch())
 
     async def generate_many(
         self,
@@ -183,7 +194,8 @@ class Client(_Held):
         __tracebackhide__ = True
         told = {"raw": raw, "logprobs": logprobs, **overrides}
         model, requests = self._open(), self._requests(prompts, params, told)
-        return _all_good(await self._engine.call(lambda: generate_all(model, requests)))
+        work = functools.partial(generate_all, model, requests)
+        return _all_good(await self._engine.call(work, self._watch()))
 
     @property
     def chat(self) -> Chat[Coroutine[Any, Any, Completion]]:
@@ -201,7 +213,7 @@ class Client(_Held):
     ) -> ClientStream:
         """Return the completion as it is written: ``async for chunk in m.stream(prompt)``."""
         request = as_request(prompt, params, raw=raw, logprobs=logprobs, **overrides)
-        return ClientStream(self._open(), request, self._engine)
+        return ClientStream(self._open(), request, self._engine, self._watch())
 
     async def next_tokens(self, prompt: Prompt, k: int = 10, *, raw: bool = False) -> pd.DataFrame:
         """Return the tokens that may come next, most likely first.
@@ -228,7 +240,7 @@ class Client(_Held):
         """
         __tracebackhide__ = True
         model, request = self._open(), as_request(prompt, raw=raw)
-        found = await self._engine.call(lambda: next_tokens(model, request, k))
+        found = await self._engine.call(lambda: next_tokens(model, request, k), self._watch())
         return token_frame(found, self.spec)
 
     async def score(self, prompt: Prompt, continuation: str, *, raw: bool = False) -> Score:
@@ -255,7 +267,8 @@ class Client(_Held):
         """
         __tracebackhide__ = True
         model, request = self._open(), as_request(prompt, raw=raw)
-        return await self._engine.call(lambda: score(model, request, continuation))
+        work = functools.partial(score, model, request, continuation)
+        return await self._engine.call(work, self._watch())
 
     async def aclose(self) -> None:
         """The same as `close`, for ``contextlib.aclosing``."""
@@ -281,7 +294,8 @@ class SyncClient(_Held):
         self, path: tuple[str, ...], arguments: tuple[Any, ...], named: dict[str, Any]
     ) -> Any:
         model = self._open()
-        return self._engine.wait(lambda: model.call(path, arguments, named))
+        work = functools.partial(model.call, path, arguments, named)
+        return self._engine.wait(work, watch=self._watch())
 
     def generate(
         self,
@@ -297,7 +311,7 @@ class SyncClient(_Held):
         __tracebackhide__ = True
         model = self._open()
         request = as_request(prompt, params, raw=raw, whole=True, logprobs=logprobs, **overrides)
-        return self._engine.wait(lambda: answer(model, request), timeout_s)
+        return self._engine.wait(lambda: answer(model, request), timeout_s, self._watch())
 
     def generate_many(
         self,
@@ -313,7 +327,8 @@ class SyncClient(_Held):
         __tracebackhide__ = True
         told = {"raw": raw, "logprobs": logprobs, **overrides}
         model, requests = self._open(), self._requests(prompts, params, told)
-        return _all_good(self._engine.wait(lambda: generate_all(model, requests), timeout_s))
+        work = functools.partial(generate_all, model, requests)
+        return _all_good(self._engine.wait(work, timeout_s, self._watch()))
 
     @property
     def chat(self) -> Chat[Completion]:
@@ -335,7 +350,7 @@ class SyncClient(_Held):
         `timeout_s` bounds the wait for each next chunk.
         """
         request = as_request(prompt, params, raw=raw, logprobs=logprobs, **overrides)
-        return SyncStream(self._open(), request, self._engine, timeout_s)
+        return SyncStream(self._open(), request, self._engine, timeout_s, self._watch())
 
     def next_tokens(
         self, prompt: Prompt, k: int = 10, *, raw: bool = False, timeout_s: float | None = None
@@ -343,7 +358,8 @@ class SyncClient(_Held):
         """Return the tokens that may come next; see `Client.next_tokens`."""
         __tracebackhide__ = True
         model, request = self._open(), as_request(prompt, raw=raw)
-        found = self._engine.wait(lambda: next_tokens(model, request, k), timeout_s)
+        work = functools.partial(next_tokens, model, request, k)
+        found = self._engine.wait(work, timeout_s, self._watch())
         return token_frame(found, self.spec)
 
     def score(
@@ -357,7 +373,8 @@ class SyncClient(_Held):
         """Return how likely the model finds a given continuation; see `Client.score`."""
         __tracebackhide__ = True
         model, request = self._open(), as_request(prompt, raw=raw)
-        return self._engine.wait(lambda: score(model, request, continuation), timeout_s)
+        work = functools.partial(score, model, request, continuation)
+        return self._engine.wait(work, timeout_s, self._watch())
 
     def __enter__(self) -> Self:
         self._open()

@@ -23,6 +23,7 @@ from concurrent.futures import (
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
+from nbproviders.core.watch import LOOK_S, Watch, looking
 from nbproviders.errors import (
     ClosedError,
     ConfigurationError,
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.05
 _EXIT_S = 3.0
+STOPPED = "Stopped before its end."  # what a notebook shows of a cell that was cancelled
 
 
 class Mailbox:
@@ -181,10 +183,13 @@ class Engine:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def call(
+        self, work: Callable[[], Coroutine[Any, Any, T]], watch: Watch | None = None
+    ) -> T:
         """Run a coroutine function on the engine and return its result, from any loop.
 
-        Cancelling the caller cancels the work and returns at once, without waiting for its end.
+        Cancelling the caller cancels the work and returns at once, without waiting for its end. `watch`
+        looks at it meanwhile; on the engine itself nobody does.
         """
         __tracebackhide__ = True
         if self.here:
@@ -193,17 +198,24 @@ class Engine:
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         crossing = _Crossing(lambda task: home.post(_settle, result, task))
         self.post(crossing.begin, self, work)
-        with home:
+        with home, looking(watch):
             try:
                 return await result
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
                 self.post_from_finalizer(crossing.cancel)
+                error.args = error.args or (STOPPED,)
                 raise
 
-    def wait(self, work: Callable[[], Coroutine[Any, Any, T]], timeout_s: float | None = None) -> T:
+    def wait(
+        self,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        timeout_s: float | None = None,
+        watch: Watch | None = None,
+    ) -> T:
         """Run a coroutine function on the engine and block until its result is there.
 
-        Wakes every 100 ms, so that Ctrl-C is obeyed; then the work is cancelled.
+        Wakes every 100 ms, so that Ctrl-C is obeyed; then the work is cancelled. `watch` looks at it
+        meanwhile, on the caller's thread.
 
         Raises
         ------
@@ -222,10 +234,12 @@ class Engine:
         crossing = _Crossing(lambda task: _settle(result, task))
         try:  # from here on: Ctrl-C comes in the middle of a post as well
             self.post(crossing.begin, self, work)
-            return _result(result, timeout_s)
+            return _result(result, timeout_s, watch)
         finally:
             if not result.done():
                 self.post_from_finalizer(crossing.cancel)
+            if watch is not None:
+                watch.close()
 
     def close(self) -> None:
         """Run what was left for the end, within three seconds, and stop the thread."""
@@ -292,23 +306,36 @@ async def _awaited(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         raise ProviderError(f"The call was ended by {foreign(error)}.") from None
 
 
-def _result(result: Future[T], timeout_s: float | None) -> T:
+def _result(result: Future[T], timeout_s: float | None, watch: Watch | None = None) -> T:
+    __tracebackhide__ = True
+    try:
+        error = _error(result, timeout_s, watch)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None  # without the frames of the waiting that it fell into
+    if error is not None:
+        raise error  # not by `result`, whose frames would stand before what it says
+    return result.result()
+
+
+def _error(result: Future[T], timeout_s: float | None, watch: Watch | None) -> BaseException | None:
+    """Wait for a result; return the error that it is, None for any other."""
     __tracebackhide__ = True
     waited_s = 0.0
     while True:
-        slice_s = 0.1 if timeout_s is None else min(0.1, max(timeout_s - waited_s, 0))
+        slice_s = LOOK_S if timeout_s is None else min(LOOK_S, max(timeout_s - waited_s, 0))
         try:
-            return result.result(slice_s)
+            return result.exception(slice_s)
         except FutureTimeoutError:
-            if result.done():  # it came in this moment, or is a timeout of the work itself
-                return result.result(0)
             waited_s += slice_s
-            if timeout_s is not None and waited_s >= timeout_s:
-                raise TimeoutError(
-                    f"No result within {timeout_s:g} s.", hint="Give it longer: timeout_s=…"
-                ) from None
         except FutureCancelledError:
             raise ClosedError("The call was cancelled before it ended.") from None
+        # A result may have come in this moment.
+        if timeout_s is not None and waited_s >= timeout_s and not result.done():
+            raise TimeoutError(
+                f"No result within {timeout_s:g} s.", hint="Give it longer: timeout_s=…"
+            )
+        if watch is not None:
+            watch.look()
 
 
 _default: Engine | None = None

@@ -7,6 +7,7 @@ goes by it.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import hmac
 import json
@@ -113,6 +114,7 @@ class ModelSpec:
         ConfigurationError
             If no known provider stands there, or an option cannot be read.
         """
+        __tracebackhide__ = True
         if not isinstance(text, str):
             raise ConfigurationError(
                 f"A model reference is a str, not {type(text).__name__}: {text!r:.60}",
@@ -121,10 +123,11 @@ class ModelSpec:
         provider, colon, rest = text.strip().partition(":")
         if not colon or provider.lower() not in known:
             wrong = f"Unknown provider {provider!r}" if colon else "No provider is named"
+            guess = f"{did_you_mean(provider, known)} ".lstrip() if colon else ""
             raise ConfigurationError(
                 # Not its options: a key may stand there, which is refused further on.
                 f"{wrong} in the model reference {text.partition('?')[0]!r}.",
-                hint=f"Write 'provider:model', with one of: {', '.join(sorted(known))}.",
+                hint=f"{guess}Write 'provider:model', with one of: {', '.join(sorted(known))}.",
             )
         model, options = split_options(rest)
         return cls.of(provider, model, options)
@@ -150,6 +153,12 @@ class ModelSpec:
 
     def __hash__(self) -> int:
         return hash(self.text)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question whether another name was meant; empty if none is like it."""
+    near = difflib.get_close_matches(name.lower(), list(known), 1, 0.75)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def split_options(text: str) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import asyncio
 import queue
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from nbproviders.core import engine as engines
 from nbproviders.core.completion import Chunk, Completion
 from nbproviders.core.model import Model
 from nbproviders.core.params import Request
+from nbproviders.core.watch import LOOK_S, Watch, looking
 from nbproviders.errors import (
     ClosedError,
     ConfigurationError,
@@ -109,8 +111,15 @@ class _Reading:
 class ClientStream(_Reading, AsyncIterator[Chunk]):
     """The chunks of one generation, on the caller's loop. Dropping it cancels the generation."""
 
-    def __init__(self, model: Model, request: Request, engine: engines.Engine) -> None:
+    def __init__(
+        self,
+        model: Model,
+        request: Request,
+        engine: engines.Engine,
+        watch: Watch | None = None,
+    ) -> None:
         super().__init__()
+        self._watch = watch
         self._engine = engine
         self._items: deque[object] = deque()
         self._inbox = _Inbox(self._items)
@@ -135,11 +144,13 @@ class ClientStream(_Reading, AsyncIterator[Chunk]):
             raise StopAsyncIteration
         home = self._begin()
         if not self._items:
-            with home:
+            watch, self._watch = self._watch, None  # with its first chunk, the model is there
+            with home, looking(watch):
                 try:
                     await self._inbox.wait()
-                except asyncio.CancelledError:
+                except asyncio.CancelledError as error:
                     self._stop()
+                    error.args = error.args or (engines.STOPPED,)
                     raise
         chunk = self._take(self._items.popleft())
         if chunk is None:
@@ -201,8 +212,10 @@ class SyncStream(_Reading, Iterator[Chunk]):
         request: Request,
         engine: engines.Engine,
         timeout_s: float | None = None,
+        watch: Watch | None = None,
     ) -> None:
         super().__init__()
+        self._watch = watch
         self._engine = engine
         self._timeout_s = timeout_s
         self._items: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -224,9 +237,12 @@ class SyncStream(_Reading, Iterator[Chunk]):
                 self._begun = True
                 self._engine.post(self._pump.begin, self._engine)
             item = self._get()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # without the frames of the waiting that it fell into
         finally:
             if item is None:
                 self.close()
+            self._end_watch()
         chunk = self._take(item)
         if chunk is None:
             raise StopIteration
@@ -236,15 +252,20 @@ class SyncStream(_Reading, Iterator[Chunk]):
         __tracebackhide__ = True
         waited_s = 0.0
         while True:
-            try:
-                return self._items.get(timeout=0.1)
-            except queue.Empty:
-                waited_s += 0.1
-                if self._timeout_s is not None and waited_s >= self._timeout_s:
-                    raise TimeoutError(
-                        f"No chunk within {self._timeout_s:g} s.",
-                        hint="Give it longer: timeout_s=…",
-                    ) from None
+            with suppress(queue.Empty):
+                return self._items.get(timeout=LOOK_S)
+            waited_s += LOOK_S
+            if self._timeout_s is not None and waited_s >= self._timeout_s:
+                raise TimeoutError(
+                    f"No chunk within {self._timeout_s:g} s.", hint="Give it longer: timeout_s=…"
+                )
+            if self._watch is not None:
+                self._watch.look()
+
+    def _end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
 
     def close(self) -> None:
         """Stop generating; nothing happens if it has ended."""
