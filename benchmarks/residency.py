@@ -82,6 +82,63 @@ def write(folder: Path, hidden: int) -> int:
     return (folder / "model.safetensors").stat().st_size
 
 
+class Traffic:
+    """Bytes that move while it watches, by other accounts than the model's own.
+
+    Attributes
+    ----------
+    read
+        By system calls, as Linux counts them for this process; None elsewhere. What is mapped does not count.
+    copied
+        To a device, as what copies to one is given them.
+    """
+
+    def __init__(self) -> None:
+        self.read: int | None = 0
+        self.copied = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count a block's, too."""
+        from nbproviders.runtimes import transfers
+
+        lanes = (transfers.Lane, transfers.VirtualLane, transfers.CudaLane)
+        puts = [lane.put for lane in lanes]
+        for lane, put in zip(lanes, puts, strict=True):
+            lane.put = self._counted(put)  # type: ignore[method-assign]
+        begun, again = read_bytes(), read_bytes()
+        try:
+            yield
+        finally:
+            ended = read_bytes()
+            for lane, put in zip(lanes, puts, strict=True):
+                lane.put = put  # type: ignore[method-assign]
+        if begun is None or again is None or ended is None or self.read is None:
+            self.read = None
+        else:  # less what asking takes
+            self.read += max(ended - again - (again - begun), 0)
+
+    def _counted(self, put: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(lane: Any, target: Any, source: Any) -> Any:
+            self.copied += source.nbytes
+            return put(lane, target, source)
+
+        return counted
+
+    def __str__(self) -> str:
+        read = "?" if self.read is None else f"{self.read:,}"
+        return f"{read} bytes read, {self.copied:,} copied"
+
+
+def read_bytes() -> int | None:
+    """Return the bytes that this process has read so far; None where nobody counts them."""
+    try:
+        told = Path("/proc/self/io").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return int(told.split("rchar:")[1].split()[0])
+
+
 class Yardstick:
     """What sleeping and waking are measured by.
 
@@ -103,7 +160,7 @@ class Yardstick:
         self.copies: list[float] = []
         self.reads: list[float] = []
         self.pretrained: list[float] = []
-        self._host = HostBuffer(size_bytes, pinned=device.startswith("cuda"))
+        self._host = HostBuffer(size_bytes, device=device)
         self._host.bytes.fill_(1)
         self._slab = Slab(device, size_bytes)
         self._slab.bytes.fill_(1)  # the first touch of memory may cost more than the copy
@@ -178,7 +235,8 @@ async def move(folder: Path, device: str, host: bool, rounds: int, size: int) ->
     loads: list[float] = []
     sleeps: list[float] = []
     wakes: list[float] = []
-    moved, source = 0, ""
+    first: list[float] = []
+    once, later, source = Traffic(), Traffic(), ""
     for turn in range(rounds):
         progress, worker = Progress(), Worker("benchmark")
         progress.host_bytes = 2 * size if host else 0
@@ -188,13 +246,12 @@ async def move(folder: Path, device: str, host: bool, rounds: int, size: int) ->
         if turn == 0 and "sleep" not in model.info.can:
             print(f"{device}: does not sleep: {model.info.notes}")
             return
-        first: list[float] = []
-        with timed(first):
-            moved += (await model.sleep()).moved_bytes
+        with once.watched(), timed(first):
+            await model.sleep()
         await model.wake(Progress())
         for _ in range(3):
-            with timed(sleeps):
-                moved += (await model.sleep()).moved_bytes
+            with later.watched(), timed(sleeps):
+                await model.sleep()
             with timed(wakes):
                 source = (await model.wake(Progress())).source
                 if device == "cpu":
@@ -205,24 +262,21 @@ async def move(folder: Path, device: str, host: bool, rounds: int, size: int) ->
         await model.aclose()
         await worker.close()
     yardstick.close()
-    tell(yardstick, loads, sleeps, wakes, first[0], moved)
+    middle = statistics.median
+    print(f"  first sleep {middle(first) * 1e3:.1f} ms; {rounds} times: {once}")
+    print(f"  sleep {middle(sleeps) * 1e3:.1f} ms; {len(sleeps)} times: {later}")
+    tell(yardstick, loads, wakes)
 
 
 def tell(
     yardstick: Yardstick,
     loads: list[float],
-    sleeps: list[float],
     wakes: list[float],
-    first_s: float,
-    moved: int,
 ) -> None:
     """Print medians, each beside what it is measured by."""
     middle = statistics.median
     size, copy_s, read_s = yardstick.size, middle(yardstick.copies), middle(yardstick.reads)
     wake_s, again_s = middle(wakes), middle(yardstick.pretrained)
-    print(
-        f"  sleep {middle(sleeps) * 1e3:.1f} ms, the first {first_s * 1e3:.1f} ms; bytes moved {moved}"
-    )
     print(
         f"  wake {wake_s * 1e3:.0f} ms, {size / wake_s / GB:.2f} GB/s; plain copy "
         f"{copy_s * 1e3:.0f} ms, {size / copy_s / GB:.2f} GB/s: {copy_s / wake_s:.2f} of its rate"

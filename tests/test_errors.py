@@ -235,3 +235,19 @@ def test_a_huge_foreign_text_is_cut_and_costs_no_time() -> None:
     """A service may answer with anything; looking for keys in it must not hang."""
     told = foreign(ValueError("-a" * 100_000))
     assert len(str(told)) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9.57 GiB)"), True),
+        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), True),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA is full."), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("a word about being out of memory"), False),
+    ],
+)
+def test_want_of_memory_is_told_from_other_failures(error: Exception, short: bool) -> None:
+    """torch says it by a class, by words of its own for Metal and for the CPU, or Python does."""
+    assert errors.is_out_of_memory(error) is short

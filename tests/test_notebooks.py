@@ -305,7 +305,8 @@ def test_open_and_pinned_models(memory):
     )
     after = {"demo-s": "ready", "demo-m": "ready", "demo-xs": "asleep"}
     assert states(memory["pinned"]) == after
-    assert re.findall(r"^gpu:(\S+) .* yes$", text_of(memory["pinned"]), re.MULTILINE) == ["demo-m"]
+    pinned = re.findall(r"^gpu:(\S+) +ready, pinned ", text_of(memory["pinned"]), re.MULTILINE)
+    assert pinned == ["demo-m"]
 
 
 def test_refusals_are_shown(memory):

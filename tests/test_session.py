@@ -12,8 +12,10 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders.abc import Model, Progress, ResourceKey
+from nbproviders.catalog import keys
 from nbproviders.core import engine
 from nbproviders.residency import residency as residencies
+from nbproviders.residency.memory import Reading
 from tests.scripted import BOUND_S, Gate, ScriptedModel, ScriptedProvider, happened
 
 
@@ -161,14 +163,13 @@ def test_a_load_that_takes_long_shows_a_bar(
     lab: type[ScriptedProvider], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a moment a line says what is loading and how far it is; then it goes away."""
-    from nbproviders.authoring import opening
+    from nbproviders.authoring import progress
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(opening, "_SHOW_AFTER_S", 0.0)
-    monkeypatch.setattr(opening, "_REFRESH_S", 0.01)
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     hold = threading.Event()
@@ -203,8 +204,10 @@ MOVES = ("slept", "woken")
 
 
 @pytest.fixture
-def default_memory() -> Iterator[None]:
-    """What a test sets for all models is over with it."""
+def default_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test sets for all models is over with it; meanwhile there are devices called fake."""
+    probes = residencies.default().memory._probes
+    monkeypatch.setitem(probes, "fake", lambda _: Reading(10_000, 10_000))
     yield
     nbp.set_memory()
 
@@ -228,17 +231,78 @@ def test_a_demo_model_sleeps_and_wakes() -> None:
         nbp.wake(DEMO)
         assert nbp.residents()[0].state == "hot"
     moved = [(e.kind, e.moved_bytes > 0, e.bytes) for e in nbp.events() if e.kind in MOVES][-4:]
-    assert moved == [("slept", False, room), ("woken", True, room)] * 2
+    again = [("slept", False, room), ("woken", True, room)]
+    assert moved == [("slept", True, room), ("woken", True, room), *again]  # compared once
     assert nbp.residents()[0].load_s == before.load_s
 
 
-def test_what_is_not_in_memory_need_not_sleep(lab: type[ScriptedProvider]) -> None:
-    """No bytes come back, and nothing is loaded for it; wake loads it."""
-    assert nbp.sleep("lab:a") == 0
-    assert lab.loads == []
+def test_what_is_not_in_memory_need_not_sleep(
+    lab: type[ScriptedProvider], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No bytes come back, nothing is loaded for it, and the log says what is there; wake loads it."""
+    nbp.wake("lab:there")
+    for ask in (nbp.sleep, nbp.unload, nbp.unpin):
+        caplog.clear()
+        assert not ask("lab:a")
+        [told] = caplog.records
+        assert told.levelname == "WARNING"
+        assert told.getMessage() == "lab:a is not in memory; in memory: lab:there."
+    assert len(lab.loads) == 1
+    nbp.unload("lab:there")
+    caplog.clear()
+    nbp.unpin("lab:there")
+    assert caplog.messages == ["lab:there is not in memory; in memory: nothing."]
     nbp.wake("lab:a", timeout_s=BOUND_S)
     assert nbp.residents()[0].state == "hot"
     assert nbp.residents()[0].running == 0
+
+
+def test_an_open_client_stands_for_its_model(caplog: pytest.LogCaptureFixture) -> None:
+    """Each of these takes it, whatever provider object it was opened by; nothing is said of absence."""
+
+    class Mine(ScriptedProvider):
+        def __init__(self, place: str) -> None:
+            """Told apart from others by what no reference says."""
+
+        def load(self, key: ResourceKey, progress: Progress) -> Model:
+            return ScriptedModel(memory_bytes={"fake:0": 1000})
+
+    nbp.register_provider("mine", Mine("there"))
+    m = Mine("here").model("a", n=1).open_sync(BOUND_S)
+    nbp.pin(m)
+    assert [one.pinned for one in nbp.residents()] == [True]
+    nbp.unpin(m)
+    assert [one.pinned for one in nbp.residents()] == [False]
+    nbp.wake(m)
+    with pytest.raises(nbp.UnsupportedError, match="cannot sleep"):
+        nbp.sleep(m)
+    assert nbp.will_it_fit(m).fit.verdict == "here"
+    nbp.wake("mine:a?n=1")  # of the other provider, by the same reference
+    assert len(nbp.residents()) == 2
+    assert nbp.unload(m) == 1000
+    assert nbp.unload("mine:a?n=1") == 1000
+    assert len(Mine.loads) == 0
+    assert caplog.messages == []
+    nbp.wake(m)
+    assert len(nbp.residents()) == 1
+    m.close()
+    with pytest.raises(nbp.ClosedError):
+        nbp.unload(m)
+
+
+async def test_an_async_client_stands_for_its_model_too(lab: type[ScriptedProvider]) -> None:
+    """The same from a cell that awaits."""
+    m = await nbp.load("lab:a", n=1)
+    assert nbp.unload(m) == 1000
+    m.close()
+
+
+def test_a_client_of_no_residency_is_refused() -> None:
+    """What somebody wrapped himself is not ours to move."""
+    m = nbp.SyncClient(ScriptedModel(), lambda: None)
+    for ask in (nbp.sleep, nbp.wake, nbp.pin, nbp.unpin, nbp.unload, nbp.will_it_fit):
+        with pytest.raises(nbp.ConfigurationError, match="nothing of it is kept"):
+            ask(m)
 
 
 def test_what_cannot_sleep_says_so(lab: type[ScriptedProvider]) -> None:
@@ -265,10 +329,10 @@ async def test_sleep_waits_for_running_calls(lab: type[ScriptedProvider]) -> Non
 
 def test_a_pin_keeps_a_model(lab: type[ScriptedProvider], default_memory: None) -> None:
     """It is loaded, shown as pinned, refuses to sleep with the line to write, and survives pressure."""
-    nbp.set_memory("fake:0=1500")
+    nbp.set_memory("fake:0=1500B")
     nbp.pin("lab:a")
     assert [(one.spec, one.pinned) for one in nbp.residents()] == [("lab:a", True)]
-    assert "yes" in repr(nbp.residents()).splitlines()[-1]
+    assert "ready, pinned" in repr(nbp.residents()).splitlines()[-1]
     with pytest.raises(nbp.InvalidRequestError, match="pinned") as caught:
         nbp.sleep("lab:a")
     assert 'nbp.unpin("lab:a")' in caught.value.hint
@@ -299,6 +363,8 @@ def test_unpin_of_what_is_not_there_or_not_pinned(lab: type[ScriptedProvider]) -
         {"budget": "much"},
         {"budget": 20},
         {"budget": {"cpu": 5}},
+        {"budget": "8"},
+        {"budget": "cpu=1GiB,nowhere:0=5GiB"},
         {"budget": "5GiB", "keep_s": 0},
         {"budget": "5GiB", "keep_s": "soon"},
         {"keep_s": 5, "wait_s": -1},
@@ -320,7 +386,7 @@ def test_a_smaller_budget_is_kept_at_once(
 ) -> None:
     """Idle models leave when it is set, not when the next one loads."""
     nbp.wake("lab:a")
-    nbp.set_memory("fake:0=500")
+    nbp.set_memory("fake:0=500B")
     until_gone()
 
 
@@ -354,7 +420,7 @@ def test_the_longest_wait_for_memory(lab: type[ScriptedProvider], default_memory
 
     Sized.gate = Gate()
     nbp.register_provider("sized", Sized)
-    nbp.set_memory("fake:0=1500", wait_s=0.2)
+    nbp.set_memory("fake:0=1500B", wait_s=0.2)
     with nbp.model("sized:a") as m:
         stream = m.stream("one two")
         running = threading.Thread(target=lambda: list(stream))
@@ -385,6 +451,55 @@ def test_will_it_fit_a_demo_model(default_memory: None) -> None:
     assert (tight.fit.verdict, tight.fit.moves) == ("after", ((DEMO, "sleep"),))
     assert [one.spec for one in nbp.residents()] == [DEMO]
     assert {e.kind for e in nbp.events()[before:]} <= {"slept"}
+
+
+@pytest.mark.parametrize("reference", ["/nowhere/at/all", "./nowhere", "~/nowhere/at/all"])
+def test_a_path_that_leads_nowhere_does_not_fit(reference: str) -> None:
+    """It cannot be loaded at all, which is known without loading."""
+    pytest.importorskip("torch")
+    with pytest.raises(nbp.ModelAccessError, match="there is no file or folder"):
+        nbp.will_it_fit(f"transformers:{reference}")
+
+
+def test_what_is_not_on_this_machine_is_said_to_be_so() -> None:
+    """A name may be one of the Hub's: that is not asked, and not claimed."""
+    pytest.importorskip("torch")
+    found = nbp.will_it_fit("transformers:nobody/nothing-at-all")
+    assert found.fit.verdict == "unknown"
+    assert "is not on this machine" in found.sentence
+    assert not found
+
+
+def test_several_at_once_are_passed_one_by_one() -> None:
+    """A list is refused with the line to write."""
+    for ask in (nbp.models, nbp.will_it_fit):
+        with pytest.raises(nbp.ConfigurationError, match="was given a list") as caught:
+            ask(["echo:a", "echo:b"])  # type: ignore[arg-type]
+        assert "one" in caught.value.hint
+    assert "nbp.models(a, b)" in error_of(nbp.models, ["echo:a"]).hint
+
+
+def error_of(ask: Callable[..., object], *arguments: object) -> nbp.ConfigurationError:
+    with pytest.raises(nbp.ConfigurationError) as caught:
+        ask(*arguments)
+    return caught.value
+
+
+def test_a_service_is_asked_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What only concerns memory asks for no key, opens nothing, and says that there is none."""
+    asked: list[object] = []
+    monkeypatch.setattr(keys, "_prompted", lambda *told: asked.append(told) or {})
+    found = nbp.will_it_fit("openai:some-model")
+    assert found
+    assert "takes no memory of this process" in found.sentence
+    nbp.pin("openai:some-model")
+    assert "nothing to pin" in caplog.text
+    assert nbp.sleep("openai:some-model") == nbp.unload("openai:some-model") == 0
+    nbp.unpin("openai:some-model")
+    assert asked == []
+    assert nbp.residents() == []
 
 
 @pytest.mark.parametrize("reference", ["nobody:x", "demo-m", "", "echo:x?oops=1", None, 5])

@@ -218,13 +218,19 @@ def mapped(what: str) -> Iterator[None]:
             error
         )
     except (Exception, SystemExit) as error:  # the border to other people's code; it is shown
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise InsufficientMemoryError(f"{what}: out of memory. {foreign(error)}") from foreign(
                 error
             )
         raise ProviderError(f"{what}: {foreign(error)}") from foreign(error)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch says so: by a class of its own on accelerators, in words on a CPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says so: by a class of its own on CUDA, in words on a CPU and on Metal."""
+    told = str(error)
+    return (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and "out of memory" in told)
+        or "can't allocate memory" in told
+    )

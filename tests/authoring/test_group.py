@@ -106,18 +106,17 @@ def test_a_reference_that_cannot_be(bad: object) -> None:
     assert nbp.residents() == []
 
 
-def test_what_never_fits_is_refused_when_it_is_entered(lab: type[ScriptedProvider]) -> None:
+def test_what_never_fits_is_refused_when_it_is_entered(
+    lab: type[ScriptedProvider], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each alone would fit: the error names both, nothing loads, and what is there stays."""
-    nbp.set_memory("fake:0=1500")
-    try:
-        with nbp.model("lab:a") as m:
-            assert m.generate("x", timeout_s=BOUND_S) == "x"
-        group = nbp.models("lab:b", "lab:c")
-        with pytest.raises(nbp.InsufficientMemoryError, match="lab:b and lab:c need"), group:
-            pass
-        assert (len(lab.loads), handles()) == (1, {"lab:a": 0})
-    finally:
-        nbp.set_memory()
+    monkeypatch.setenv("NBPROVIDERS_BUDGET", "fake:0=1500B")
+    with nbp.model("lab:a") as m:
+        assert m.generate("x", timeout_s=BOUND_S) == "x"
+    group = nbp.models("lab:b", "lab:c")
+    with pytest.raises(nbp.InsufficientMemoryError, match="lab:b and lab:c need"), group:
+        pass
+    assert (len(lab.loads), handles()) == (1, {"lab:a": 0})
 
 
 async def test_one_that_fails_leaves_none_open(lab: type[ScriptedProvider]) -> None:

@@ -394,7 +394,7 @@ async def test_the_estimate_finds_room(monkeypatch: pytest.MonkeyPatch) -> None:
         def estimate(self, key: ResourceKey) -> dict[str, int]:
             return {"fake:0": int(key.values["needs"])}
 
-    monkeypatch.setenv("NBPROVIDERS_BUDGET", "fake:0=100")
+    monkeypatch.setenv("NBPROVIDERS_BUDGET", "fake:0=100B")
     lab = Lab()
     await (await lab.setup("small", needs=60)).teardown()
     with pytest.raises(InsufficientMemoryError, match=r"(?s)needs 130 B on fake:0.*lab:small"):

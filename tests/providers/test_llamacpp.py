@@ -15,6 +15,7 @@ import pytest
 
 import nbproviders as nbp
 from nbproviders.providers.llamacpp import LlamaCppProvider
+from nbproviders.residency.memory import size_text
 from tests.gguf_files import CHATML, write_llama_gguf
 
 pytest.importorskip("llama_cpp")
@@ -452,6 +453,19 @@ def test_the_estimate_is_what_is_measured(tmp_path: Path, name: str) -> None:
             assert measured == m.info.memory_bytes
         nbp.unload_all()
         assert expected["cpu"] == pytest.approx(measured["cpu"], rel=0.1), options
+
+
+def test_an_estimate_tells_how_many_texts_its_cache_is_for(small: Path) -> None:
+    """Of a small model it is that of many texts at once, which is told; with parallel=1 it is one's."""
+    provider = nbp.create_provider("llama-cpp")
+    many, one = (
+        provider.estimate(provider.resolve(f"{small}{options}")) for options in ("", "?parallel=1")
+    )
+    assert many.cache["cpu"] == 16 * one.cache["cpu"]
+    [note] = many.notes
+    assert f"16 texts at once, {16 * many.context_tokens:,} tokens" in note
+    assert size_text(one.cache["cpu"]) in note
+    assert one.notes == ()
 
 
 def test_no_more_than_the_budget(

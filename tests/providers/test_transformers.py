@@ -17,7 +17,7 @@ from nbproviders.providers.transformers import TransformersProvider
 from nbproviders.residency.estimate import Estimate
 from tests.tiny import write_llama
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 PUBLISHED = os.environ.get("NBPROVIDERS_TEST_MODELS", "")
 
@@ -163,6 +163,28 @@ def test_a_folder_that_cannot_be_loaded(kind: str, words: str, tmp_path: Path) -
     assert str(caught.value).startswith("Failed to setup resource 'transformers:")
     assert words in str(caught.value)
     assert nbp.residents() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.57 GiB, max allowed: 27.20 GiB)"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+    ],
+)
+def test_a_load_that_runs_out_of_memory_says_so(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the library tells it, it is our error for it: room is made then, and it is tried again."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(TransformersProvider, "load_model", fail)
+    with pytest.raises(nbp.InsufficientMemoryError) as caught:
+        nbp.load_sync("transformers:demo-xs")
+    assert type(error).__name__ in str(caught.value)
 
 
 def test_an_unknown_hub_id_without_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,14 @@ def test_the_figures_are_a_table() -> None:
         assert all(cell in repr(found) for cell in [*row, limit])
 
 
+def test_a_verdict_in_other_words() -> None:
+    """Who knows more than the figures says it, and is escaped like any."""
+    found = FitReport(report("unknown").fit, f"Not here: {HOSTILE}")
+    assert found.sentence.startswith("Not here: echo:<img")
+    assert "\u202e" not in repr(found)
+    assert "<b>Not here: echo:&lt;img" in found._repr_html_()
+
+
 def test_no_figures_no_table() -> None:
     """Of a model that has no estimate there is the sentence alone."""
     found = report("unknown", estimate=Estimate(), limits={}, taken={})

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from nbproviders.render.memory import MOST_EVENTS, Events, Residents, state_text
+from nbproviders.render.memory import MOST_EVENTS, Events, Residents, memory_text, state_text
 from nbproviders.residency.entry import State
 from nbproviders.residency.events import Event
 from nbproviders.residency.residents import DeviceUse, Resident
@@ -41,7 +41,8 @@ def device(**changes: object) -> DeviceUse:
         "idle": 4 * GIB,
         "peers": 20 * GIB,
         "strangers": 8 * GIB,
-        "free": 40 * GIB,
+        "free": 8 * GIB,
+        "kept": 32 * GIB,
     }
     return DeviceUse(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -117,7 +118,8 @@ def test_a_row_tells_all_of_a_model() -> None:
         assert "2 in In [5], In [7]" in form
         assert "3 min" in form
         assert "0.50 s" in form
-        assert "yes" in form
+        assert "ready, pinned" in form
+        assert "running, 3 calls" in form
         assert "0 s" not in form.replace("0.50 s", "")  # one that runs is not idle for 0 s
 
 
@@ -133,10 +135,11 @@ def test_a_number_keeps_its_unit() -> None:
 def test_a_bar_is_as_long_as_its_parts() -> None:
     """Each part has its share of the device's whole length, in the order of the words below it."""
     page = Residents([], [device()])._repr_html_()
-    assert widths(page) == [10.0, 5.0, 25.0, 10.0]  # what is free is the ground
+    assert widths(page) == [10.0, 5.0, 25.0, 10.0, 40.0]  # what is free is the ground
     words = "models in use 8.0 GiB", "idle models 4.0 GiB", "other kernels 20.0 GiB"
     text = Tags(page).text
-    places = [text.index(word) for word in (*words, "other programs 8.0 GiB", "free 40.0 GiB")]
+    words = *words, "other programs 8.0 GiB", "not for models 32.0 GiB", "free 8.0 GiB"
+    places = [text.index(word) for word in words]
     assert places == sorted(places)
     assert "80.0 GiB, of which models may take 20.0 GiB" in text
 
@@ -147,16 +150,16 @@ def test_a_bar_is_told_to_those_who_cannot_see_it() -> None:
         found for _, found in Tags(Residents([], [device()])._repr_html_()).tags if "role" in found
     ]
     assert bar["role"] == "img"
-    for part in ("cuda:0", "models in use 8.0 GiB", "other kernels 20.0 GiB", "free 40.0 GiB"):
+    for part in ("cuda:0", "models in use 8.0 GiB", "other kernels 20.0 GiB", "free 8.0 GiB"):
         assert part in (bar["aria-label"] or "")
 
 
 def test_the_text_form_has_bars_too() -> None:
     """A terminal gets a bar of signs, as long as any other, and the same words."""
-    lines = repr(Residents([], [device(), device(in_use=1, idle=0, free=60 * GIB)])).splitlines()
+    lines = repr(Residents([], [device(), device(in_use=2**20, idle=0)])).splitlines()
     bars = [line[line.index("[") + 1 : line.index("]")] for line in lines[:2]]
-    assert bars[0] == "███▓▓▒▒▒▒▒▒▒▒░░░················"
-    assert bars[1].startswith("█▒")  # a byte is seen
+    assert bars[0] == "███▓▓▒▒▒▒▒▒▒▒░░░-------------···"
+    assert bars[1].startswith("█▒")  # the smallest part is seen
     assert {len(bar) for bar in bars} == {32}
     assert "idle models 4.0 GiB" in lines[0]
     assert "idle" not in lines[1]
@@ -169,6 +172,7 @@ def test_the_text_form_has_bars_too() -> None:
         device(total=0, limit=None, free=0),
         device(total=GIB, limit=GIB),  # more is charged than there is
         device(device="host", total=GIB, strangers=0),
+        device(device="host", total=GIB, limit=0, free=0),
     ],
 )
 def test_any_device_can_be_shown(use: DeviceUse) -> None:
@@ -239,25 +243,83 @@ def test_events_are_a_table_and_a_picture() -> None:
 
 
 def test_opening_and_closing_does_not_drown_the_rest() -> None:
-    """Thousands of leases between two events of weight are one row for each model, and are counted."""
+    """It stands, counted, with what happened to the model before, however the models take turns."""
     many = [
-        event(kind, spec, time_s=1.0 + i)
+        event(kind, spec, time_s=3.0 + i)
         for i in range(1000)
         for spec in ("echo:a", "echo:b")
         for kind in ("reused", "leased", "released")
     ]
-    shown = Events(
-        [event("created"), *many, event("freed", time_s=2000.0), event("leased", "echo:b")]
-    )
+    came = [event("created"), event("created", "echo:b", time_s=1.0)]
+    shown = Events([*came, *many, event("freed", time_s=2000.0), event("leased", time_s=2001.0)])
     told = rows(shown)
-    assert len(told) == 5
-    assert "reused 1,000\u00d7, leased 1,000\u00d7, released 1,000\u00d7" in told[1]
-    assert "echo:a" in told[1]
-    assert "echo:b" in told[2]
-    assert "freed" in told[3]
-    assert "leased" in told[4]
-    assert "\u00d7" not in told[4]
-    assert len(shown) == 6003
+    assert len(told) == 3
+    assert told[0].split()[1:] == [
+        *"created, opened 1,000\u00d7 echo:a".split(),
+        "\u2013",
+    ]
+    assert "echo:b" in told[1]
+    assert told[2].split()[1:4] == ["freed,", "opened", "echo:a"]
+    assert time_of(told[0]) == time_of(rows(Events([event("created")]))[0])  # when it came
+    assert len(shown) == 6004
+
+
+def test_a_record_of_nothing_but_openings() -> None:
+    """Where the load is no longer recorded, one row tells from when to when a model was opened."""
+    some = [event("reused"), event("leased"), event("leased", time_s=60.0)]
+    [row] = rows(Events(some))
+    assert "opened 2\u00d7" in row
+    assert len(time_of(row).split("\u2013")) == 2
+    assert "opened" in rows(Events(some[:1]))[0]
+    assert "closed" in rows(Events([event("released")]))[0]
+
+
+def time_of(row: str) -> str:
+    return row.split()[0]
+
+
+def test_memory_means_one_thing_in_every_row() -> None:
+    """What came has a plus, what left a minus; where nothing did, nothing stands."""
+    kinds = ("created", "slept", "woken", "pinned", "evicted", "created", "freed", "leased")
+    page = Events([event(kind, bytes=GIB) for kind in kinds])._repr_html_()
+    assert "memory came or left" in page
+    assert re.findall(r"([+\u2212])1\.0\u00a0GiB", page) == list("+\u2212+\u2212+\u2212")
+    [row] = rows(Events([event("pinned", bytes=GIB)]))
+    assert "GiB" not in row
+
+
+def test_a_failure_begins_with_its_cause() -> None:
+    """The row names the model: the note need not do it again."""
+    why = "Failed to setup resource 'echo:a': no such file"
+    for spec, note in (("echo:a", "no such file"), ("echo:b", why)):
+        [row] = rows(Events([event("failed", spec, detail=why)]))
+        assert row.endswith(f"  {note}")
+
+
+def test_a_name_is_not_broken() -> None:
+    """In a narrow column a reference breaks before its options and after a folder, and nowhere else."""
+    spec = "gpu:org/demo-m-instruct?device=virtual:0&dtype=bfloat16"
+    for page in (
+        Residents([resident(spec=spec)])._repr_html_(),
+        Events([event("created", spec)])._repr_html_(),
+    ):
+        parts = re.findall(r'<span style="white-space:nowrap">([^<]*)</span>', page)
+        assert parts == ["gpu:org/", "demo-m-instruct", "?device=virtual:0", "&amp;dtype=bfloat16"]
+        assert "</span><wbr><span" in page
+        assert spec in Tags(page).text
+
+
+def test_a_few_bytes_have_no_figure() -> None:
+    """What a sleeper keeps beside its weights is told as next to nothing, in rows and bars."""
+    for held, words in (
+        ({"cpu": 48}, "next to nothing"),
+        ({}, "nothing"),
+        ({"cpu": 0}, "nothing"),
+        ({"cuda:0": GIB, "host": 64}, "1.0 GiB on cuda:0"),
+        ({"cpu": 1024}, "1.0 KiB on cpu"),
+    ):
+        assert memory_text(resident(bytes=held)) == words
+    assert "idle" not in repr(Residents([], [device(idle=64)]))
 
 
 def test_of_many_events_the_last_are_shown() -> None:

@@ -133,6 +133,18 @@ def test_the_chart_is_told_in_words() -> None:
     )
 
 
+def test_a_model_that_came_after_a_refusal_is_gone_not_failed() -> None:
+    """Beside a lane stands how it ended; what failed before is a mark in the chart."""
+    refused = event("failed", A, 5.0)
+    for later, word in (
+        ([], "failed"),
+        ([event("released", A, 6.0)], "failed"),
+        ([event("created", A, 10.0, 1), event("freed", A, 20.0, 1)], "gone"),
+        ([event("created", A, 10.0, 1), event("evicted", A, 20.0), refused], "failed"),
+    ):
+        assert word in words(timeline.picture([refused, *later], 30.0))
+
+
 def test_the_memory_of_all_is_added_up() -> None:
     """The peak is that of both together, not of one after the other."""
     both = [event("created", A, 10.0, 3 * 2**30), event("created", B, 20.0, 2**30)]

@@ -41,8 +41,9 @@ async def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 def use_of(home: Residency, device: str) -> DeviceUse:
     """Return the figures of a device, whose parts add up to what it has."""
     [use] = [use for use in home.devices() if use.device == device]
-    assert sum((use.in_use, use.idle, use.peers, use.strangers, use.free)) == use.total
-    assert min(use.in_use, use.idle, use.peers, use.strangers, use.free) >= 0
+    parts = use.in_use, use.idle, use.peers, use.strangers, use.free, use.kept
+    assert sum(parts) == use.total
+    assert min(parts) >= 0
     return use
 
 
@@ -51,7 +52,7 @@ async def test_a_machine_without_models(home: Residency) -> None:
     used["gpu:0"], used["cpu"] = 250, 100
     assert [use.device for use in home.devices()] == ["gpu:0", "cpu", HOST]
     gpu = use_of(home, "gpu:0")
-    assert (gpu.total, gpu.limit, gpu.strangers, gpu.free) == (1000, 650, 250, 750)
+    assert (gpu.total, gpu.limit, gpu.strangers, gpu.free, gpu.kept) == (1000, 650, 250, 650, 100)
     assert (gpu.in_use, gpu.idle, gpu.peers) == (0, 0, 0)
     assert use_of(home, "cpu").strangers == 100
     copies = use_of(home, HOST)
@@ -74,7 +75,7 @@ async def test_models_in_use_idle_and_asleep(home: Residency) -> None:
     await turns()
     used["gpu:0"], used["cpu"] = 350, 300
     gpu = use_of(home, "gpu:0")
-    assert (gpu.in_use, gpu.idle, gpu.strangers, gpu.free) == (150, 200, 0, 650)
+    assert (gpu.in_use, gpu.idle, gpu.strangers, gpu.free, gpu.kept) == (150, 200, 0, 450, 200)
     copies = use_of(home, HOST)
     assert (copies.idle, copies.in_use, copies.free) == (300, 0, 0)
     gate.open()
@@ -86,7 +87,8 @@ async def test_a_copy_in_main_memory_is_no_other_program(home: Residency) -> Non
     await resident(home, SleepyLoader("a", needs=200, device="gpu:0"))
     used["gpu:0"], used["cpu"] = 200, 260
     cpu = use_of(home, "cpu")
-    assert (cpu.idle, cpu.in_use, cpu.strangers, cpu.free) == (200, 0, 60, 740)
+    assert (cpu.idle, cpu.in_use, cpu.strangers, cpu.free, cpu.kept) == (200, 0, 60, 640, 100)
+    assert cpu.limit == cpu.idle + cpu.free
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no ledger there")
@@ -97,7 +99,7 @@ async def test_other_kernels_are_not_other_programs(home: Residency) -> None:
     peer.publish([row("theirs", 300)])
     used["gpu:0"] = 100 + 300 + 70
     gpu = use_of(home, "gpu:0")
-    assert (gpu.idle, gpu.peers, gpu.strangers, gpu.free) == (100, 300, 70, 530)
+    assert (gpu.idle, gpu.peers, gpu.strangers, gpu.free, gpu.kept) == (100, 300, 70, 430, 100)
     peer.publish([])
     assert use_of(home, "gpu:0").peers == 0
     await peer.close()
@@ -116,9 +118,53 @@ async def test_what_is_reserved_is_in_use_and_not_others(home: Residency) -> Non
     await turns()
     used["gpu:0"] = 100 + 30
     gpu = use_of(home, "gpu:0")
-    assert (gpu.in_use, gpu.idle, gpu.strangers, gpu.free) == (200, 150, 30, 620)
+    assert (gpu.in_use, gpu.idle, gpu.strangers) == (200, 150, 30)
     gate.open()
     (await loading).release()
+
+
+async def test_free_is_what_models_can_have(home: Residency) -> None:
+    """A model of just that size comes in with nobody leaving; one byte more and somebody has to."""
+    await resident(home, SleepyLoader("idle", needs=300, device="gpu:0", wish=False))
+    used["gpu:0"] = 350
+    free = use_of(home, "gpu:0").free
+    fitting, large = (ScriptedLoader(str(n), needs=n, device="gpu:0") for n in (free, free + 1))
+    assert (await home.fit(fitting)).verdict == "fits"
+    assert (await home.fit(large)).verdict == "after"
+
+
+async def test_mapped_weights_do_not_overfill_a_machine() -> None:
+    """Free memory stays as it was, as with weights that are mapped: idle models leave all the same."""
+    home = Residency(Memory({}, {"cpu": lambda _: Reading(1600, 1500)}))
+    for n in range(5):
+        (await home.lease(ScriptedLoader(str(n), needs=1000, device="cpu"))).release()
+    assert [sum(one.bytes.values()) for one in home.residents()] == [1000]
+    await home.close()
+
+
+async def test_copies_and_models_share_main_memory() -> None:
+    """What one kind of charge has taken is not there for the other, whatever shows as free."""
+    memory = Memory({HOST: 900}, {"cpu": lambda _: Reading(1000, 1000)})
+    memory.add_probe("gpu", lambda _: Reading(9000, 9000))
+    home = Residency(memory)
+    await resident(home, ScriptedLoader("here", needs=500, device="cpu"))
+    there = SleepyLoader("there", needs=600, device="gpu:0")
+    await resident(home, there)
+    assert [one.bytes for one in home.residents()][1] == {"gpu:0": 600}
+    await home.close()
+
+
+async def test_no_bar_for_copies_without_room() -> None:
+    """With no budget for copies there is no bar for them, nor for a few bytes that a sleeper keeps."""
+    home = Residency(Memory({HOST: 5000}, {"cpu": lambda _: Reading(9000, 9000)}))
+    await resident(home, ScriptedLoader("a", needs=64, device=HOST))
+    home.memory.set_budget({HOST: 0})
+    assert [use.device for use in home.devices()] == ["cpu"]
+    home.memory.set_budget({HOST: 5000})
+    await resident(home, ScriptedLoader("b", needs=2000, device=HOST))
+    home.memory.set_budget({HOST: 0})
+    assert [use.device for use in home.devices()] == ["cpu", HOST]
+    await home.close()
 
 
 async def test_a_device_that_nobody_can_read() -> None:

@@ -31,7 +31,8 @@ from nbproviders.residency.memory import (
     [
         ("20GiB", 20 * GIB),
         ("512 MB", 512 * 10**6),
-        ("1000", 1000),
+        ("0", 0),
+        ("1048576", MIB),
         ("1.5 gib", 3 * GIB // 2),
         (" 3B ", 3),
         ("2TiB", 2 * 2**40),
@@ -52,6 +53,31 @@ def test_no_sizes(text: str) -> None:
         parse_size(text)
     assert repr(text) in caught.value.message
     assert "20GiB" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("8", "8GiB"), (" 0.5", "0.5GiB"), ("cpu=24", "24GiB"), ("cpu=1048575", "1048575B")],
+)
+def test_a_number_without_a_unit_is_asked_back(text: str, meant: str) -> None:
+    """Bytes or gigabytes: nobody means 8 bytes, so the likely reading is offered, not taken."""
+    with pytest.raises(ConfigurationError, match=f"has no unit: did you mean {meant}"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("cpu:8GiB", "Write cpu=8GiB."),
+        ("cpu=1GiB, cuda:0:20GiB", "Write cuda:0=20GiB."),
+        ("cuda:0", "Write a size as well: cuda:0=20GiB."),
+    ],
+)
+def test_a_colon_for_the_equals_sign(text: str, hint: str) -> None:
+    """Who writes a colon, or no size, is told the whole line."""
+    with pytest.raises(ConfigurationError, match="is not a budget") as caught:
+        parse_budget(text)
+    assert caught.value.hint == hint
 
 
 def test_budgets_by_device() -> None:
@@ -94,7 +120,7 @@ def test_how_long_a_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.keep_s() == 5.5
     found.set_keep(None)
     monkeypatch.setenv(KEEP_VARIABLE, "-3")
-    with pytest.raises(ConfigurationError, match="'-3'"):
+    with pytest.raises(ConfigurationError, match="^NBPROVIDERS_KEEP_S: '-3'"):
         found.keep_s()
     monkeypatch.setenv(KEEP_VARIABLE, "")
     assert found.keep_s() is None
@@ -132,6 +158,37 @@ def test_the_budget_without_device_means_the_accelerators() -> None:
     assert Memory({"": 20, "cuda:1": 5}).budget("cuda:1") == 5
 
 
+def test_a_device_that_is_only_accounted_for_stands_in() -> None:
+    """A size alone is for it where there is no accelerator, and for the CPU no longer; else not."""
+    found = Memory({"": 20})
+    found.add_probe("virtual", lambda _: Reading(100, 100), sees_others=False)
+    assert (found.budget("virtual:0"), found.budget("cpu")) == (20, None)
+    found.add_probe("cuda", lambda _: Reading(100, 100))
+    assert (found.budget("cuda:0"), found.budget("virtual:0"), found.budget("cpu")) == (
+        20,
+        None,
+        None,
+    )
+
+
+def test_a_kind_means_each_of_its_devices() -> None:
+    """``cuda=20GiB`` is for all GPUs but those that are named; no device of that name is told."""
+    found = Memory({"cuda": 20, "cuda:1": 5, "": 1})
+    budgets = [found.budget(device) for device in ("cuda:0", "cuda:1", "cuda:2", "tpu:0")]
+    assert budgets == [20, 5, 20, 1]
+    assert found.named() == {"cuda:1"}
+
+
+def test_a_variable_that_many_machines_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it names and nobody can read here is not told, and limits nothing else."""
+    monkeypatch.setenv(memory.BUDGET_VARIABLE, "cuda:0=20GiB,cpu=5MiB,host=1MiB,cuda=7GiB")
+    found = Memory()
+    assert found.named() == {"cpu", HOST}
+    assert found.budget("cpu") == 5 * MIB
+    found.add_probe("cuda", lambda _: Reading(100, 100))
+    assert found.named() == {"cuda:0", "cpu", HOST}
+
+
 def test_the_environment_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changing the variable in a cell takes effect at the next load; a budget set in code wins."""
     found = Memory()
@@ -143,7 +200,7 @@ def test_the_environment_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     found.set_budget(None)
     assert found.budget("cpu") == 5 * MIB
     monkeypatch.setenv(memory.BUDGET_VARIABLE, "cpu=nonsense")
-    with pytest.raises(ConfigurationError, match="nonsense"):
+    with pytest.raises(ConfigurationError, match=r"^NBPROVIDERS_BUDGET: 'nonsense'"):
         found.budget("cpu")
 
 
@@ -176,6 +233,16 @@ def test_copies_in_main_memory_have_a_budget_of_their_own() -> None:
     free = Memory({HOST: 1000}, {"cpu": lambda _: Reading(1000, 300)})
     assert free.limit(HOST, 50) == 50 + 300 - headroom(1000)
     assert Memory({HOST: 0}).limit(HOST, 0) == 0
+
+
+def test_no_more_than_the_device_has() -> None:
+    """Mapped weights take memory, and free memory shows it not: still all together have to fit."""
+    found = Memory({}, {"x": lambda _: Reading(1000, 950)})
+    assert found.limit("x", 0) == 850
+    assert found.limit("x", 600) == 900  # and not 600 + 850
+    assert found.limit("x", 1200) == 900
+    assert found.limit("x", 100, pending_bytes=100, beside_bytes=300) == 500
+    assert found.limit("x", 100, beside_bytes=850) == 100  # what is there may stay
 
 
 def test_what_is_promised_elsewhere_is_not_free() -> None:

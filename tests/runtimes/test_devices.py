@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -108,3 +109,68 @@ def test_cuda_is_read() -> None:
     reading = memory.reading("cuda:0")
     assert reading is not None
     assert reading.total_bytes > 2**30
+
+
+class Nvml:
+    """NVIDIA's management library with one GPU, for machines without one."""
+
+    def __init__(self, *, parts: int = 0, version: str = "_v2") -> None:
+        self.parts, self.opened = parts, 0
+        setattr(self, f"nvmlInit{version}", self._init)
+
+    def _init(self) -> int:
+        self.opened += 1
+        return 0
+
+    def nvmlShutdown(self) -> int:
+        self.opened -= 1
+        return 0
+
+    def nvmlDeviceGetHandleByPciBusId_v2(self, place: bytes, handle: object) -> int:
+        return 0 if place == b"0000:c1:00.0" else 6  # not found
+
+    def nvmlDeviceGetMigMode(self, handle: object, parts: Any, pending: object) -> int:
+        parts._obj.value = self.parts
+        return 0
+
+    def nvmlDeviceGetUUID(self, handle: object, text: Any, size: int) -> int:
+        text.value = b"GPU-1a2b3c4d-0000-1111-2222-333344445555"
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("nvml", "place", "uuid"),
+    [
+        (Nvml(), "0000:c1:00.0", "1a2b3c4d-0000-1111-2222-333344445555"),
+        (Nvml(), "0000:c2:00.0", ""),
+        (Nvml(), "", ""),
+        (Nvml(parts=1), "0000:c1:00.0", ""),
+        (Nvml(version=""), "0000:c1:00.0", ""),
+    ],
+)
+def test_a_gpus_uuid_without_torch(
+    nvml: Nvml, place: str, uuid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is NVIDIA's without ``GPU-``, as torch has it; none for an unknown, a shared out, an old one."""
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: nvml)
+    assert devices.nvidia_uuid(place) == uuid
+    assert nvml.opened == 0
+
+
+def test_no_library_no_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without NVIDIA's library has no UUIDs, and no error."""
+
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(devices.ctypes, "CDLL", missing)
+    assert devices.nvidia_uuid("0000:c1:00.0") == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_uuid_is_torchs() -> None:
+    """torch and NVIDIA's library name a GPU alike."""
+    told = torch.cuda.get_device_properties("cuda:0")
+    place = f"{told.pci_domain_id:04x}:{told.pci_bus_id:02x}:{told.pci_device_id:02x}.0"
+    assert devices.nvidia_uuid(place) == str(told.uuid)

@@ -20,7 +20,7 @@ import transformers
 import nbproviders as nbp
 from nbproviders.errors import ModelAccessError
 from nbproviders.residency.estimate import Estimate
-from nbproviders.runtimes import checkpoints, estimating
+from nbproviders.runtimes import checkpoints, estimating, rehearsal
 from tests import architectures
 from tests.tiny import write_llama
 
@@ -312,3 +312,46 @@ def test_a_provider_tells_it_before_the_load(tmp_path: Path) -> None:
         assert dict(told.weights) == dict(model.info.memory_bytes)
     assert told.reserve["cpu"] > 0
     assert told.optional == {}
+
+
+@pytest.mark.parametrize(
+    ("step", "failure"),
+    [
+        ("build", OSError(24, "Too many open files")),
+        ("build", MemoryError()),
+        ("rehearse", FileNotFoundError("libgomp.so.1")),
+        ("_continued", MemoryError()),
+    ],
+)
+def test_a_guess_for_a_passing_reason_is_not_kept(
+    step: str, failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be found out for want of memory or open files is asked again; no guess stays."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise failure
+
+    write_llama(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(rehearsal, step, fail)
+        [note] = estimating.expected(wanted(tmp_path), "cpu").notes
+    assert "guessed" in note
+    assert estimating.expected(wanted(tmp_path), "cpu").notes == ()
+
+
+def test_a_guess_for_a_lasting_reason_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that cannot be built is not tried again at each question."""
+    tries = []
+
+    def fail(*_: Any, **__: Any) -> Any:
+        tries.append(1)
+        raise ValueError("no such architecture")
+
+    write_llama(tmp_path)
+    monkeypatch.setattr(rehearsal, "build", fail)
+    for _ in range(2):
+        [note] = estimating.expected(wanted(tmp_path), "cpu").notes
+        assert "no such architecture" in note
+    assert len(tries) == 1

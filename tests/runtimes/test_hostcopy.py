@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+from collections.abc import Iterator
 
 import pytest
 
@@ -54,13 +56,23 @@ class Cuda:
 
     def __init__(self, code: int) -> None:
         self.code, self.locked = code, dict[int, int]()
+        self.current = "cuda:0"
+        self.used: list[str] = []  # a call by a device makes a context there
+
+    @contextlib.contextmanager
+    def device(self, name: str) -> Iterator[None]:
+        before, self.current = self.current, name
+        yield
+        self.current = before
 
     def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
+        self.used.append(self.current)
         if not self.code:
             self.locked[pointer] = size
         return self.code
 
     def cudaHostUnregister(self, pointer: int) -> int:
+        self.used.append(self.current)
         ctypes.string_at(pointer, 1)  # it must still be there
         del self.locked[pointer]
         return 0
@@ -70,24 +82,27 @@ class Cuda:
 def test_memory_is_locked_to_the_page_and_unlocked_before_it_goes(
     code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is locked is what was asked, and no power of two; where locking fails it goes on without."""
+    """What is locked is what was asked, by its own device; where locking fails it goes on without."""
     driver = Cuda(code)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "device", driver.device)
     if code and not torch.cuda.is_available():
-        monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)  # would look for a GPU
-    buffer = hostcopy.HostBuffer(5 * 2**20 + 1, pinned=True)
+        monkeypatch.setattr(torch, "zeros", lambda *_, **how: driver.used.append(how["device"]))
+    buffer = hostcopy.HostBuffer(5 * 2**20 + 1, device="cuda:1")
     assert buffer.pinned is (code == 0)
     assert list(driver.locked.values()) == ([] if code else [5 * 2**20 + 4096])
     assert ("could not lock" in caplog.text) is (code != 0)
     buffer.free()
     assert driver.locked == {}
+    assert driver.used == ["cuda:1", "cuda:1"]  # no context on a device that has nothing of it
+    assert not hostcopy.HostBuffer(100, device="virtual:0").pinned
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_sees_locked_memory() -> None:
     """What was locked is page-locked for CUDA too, until it is freed."""
-    buffer = hostcopy.HostBuffer(5 * 2**20 + 1, pinned=True)
+    buffer = hostcopy.HostBuffer(5 * 2**20 + 1, device="cuda:0")
     assert buffer.pinned
     assert buffer.bytes.is_pinned()
     buffer.free()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,62 @@ def test_sleeping_again_reads_no_file(tmp_path: Path) -> None:
     (folder / "away").rename(folder / "model.safetensors")
     there.wake(Progress())
     assert came_back(model, there)
+
+
+MEASURED = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from nbproviders.residency.progress import Progress
+from nbproviders.runtimes import mapped, slabbed
+
+def anonymous():
+    [line] = [line for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous")]
+    return int(line.split()[1]) / 1024
+
+def cast():
+    # Blocks of one size are mapped each by itself until one of them was freed; then they are of the heap.
+    del warm[:]
+    made, guards = torch.nn.Module(), []
+    for name, tensor in stored.items():
+        made.register_buffer(name, tensor.float())
+        guards.append(torch.zeros(2**16))  # what is in use between them keeps the heap from shrinking
+    return made, guards
+
+folder = Path(sys.argv[1])
+stored = {f"t{i:02}": torch.ones(2**20 * size, dtype=torch.bfloat16) for i, size in enumerate([1, 3] * 15)}
+save_file(stored, folder / "model.safetensors")
+warm = [torch.ones(2**20 * 7)]
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no Linux")
+def test_what_was_cast_goes_back_to_the_system_at_the_first_sleep(tmp_path: Path) -> None:
+    """240 MiB of weights that the library has cast are not kept by the heap once they sleep."""
+    code = """
+model, guards = cast()
+there = mapped.keep(model, folder)
+assert not there.reason, there.reason
+before = anonymous()
+there.sleep()
+print(before - anonymous())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURED + code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(ran.stdout) > 180
+
+
+def test_a_first_sleep_tells_what_it_read(tmp_path: Path) -> None:
+    """Comparing with the files reads them once, as they are stored; waking what is cast reads them again."""
+    stored = torch.randn(50_000).to(torch.bfloat16)
+    model = module(a=stored.float(), b=torch.randn(30_000))
+    there = mapped.keep(model, written(tmp_path, a=stored, b=model.b))
+    assert there.sleep().moved_bytes == 100_000 + 120_000
+    assert there.sleep().moved_bytes == 0
+    assert there.wake(Progress()).moved_bytes == 100_000  # the other is mapped
+    assert there.sleep().moved_bytes == 0
+    there.free()

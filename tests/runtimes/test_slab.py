@@ -130,3 +130,21 @@ def test_a_virtual_device_counts_its_slabs(monkeypatch: pytest.MonkeyPatch) -> N
     one.free()
     slab.Slab("virtual:0", 600).free()
     assert virtual.taken_bytes("virtual:0") == 0
+
+
+def test_what_is_wrong_with_a_device_is_not_told_as_want_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only what says so is taken for a lack of memory; anything else stays what the library has raised."""
+    real = torch.empty
+    wrong = RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def empty(*size: Any, **how: Any) -> Any:
+        if how.get("device") == "mps":
+            raise wrong
+        return real(*size, **how)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(RuntimeError) as caught:
+        slab.Slab("mps", 100)
+    assert caught.value is wrong

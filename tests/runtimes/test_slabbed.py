@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nbproviders.errors import InsufficientMemoryError
 from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import slabbed, virtual
+from tests.runtimes.test_mapped import MEASURED
 
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
@@ -117,3 +122,63 @@ def test_devices_without_views() -> None:
     """A device whose memory is not both bytes and numbers is found before anything is moved there."""
     assert slabbed._without_views("cpu") == ""
     assert "meta has no views" in slabbed._without_views("meta")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no Linux")
+def test_what_was_cast_on_its_way_to_the_device_goes_back_to_the_system(tmp_path: Path) -> None:
+    """Once 240 MiB of weights that the library has cast are in a slab, main memory holds them no more."""
+    code = """
+model, guards = cast()
+before = anonymous()
+there = slabbed.place(model, "virtual:0", folder, Progress())
+print(before + there.held["virtual:0"] / 2**20 - anonymous())
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURED + code, str(tmp_path)],
+        env={**os.environ, virtual.VARIABLE: "virtual:0=1GiB"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(ran.stdout) > 180
+
+
+class Movable(torch.nn.Linear):  # type: ignore[name-defined,misc]
+    """A module that goes to a device which this machine lacks."""
+
+    def __init__(self) -> None:
+        super().__init__(3000, 2000, bias=False)
+        self.went: list[str] = []
+
+    def to(self, device: str) -> Movable:
+        self.went.append(device)
+        return self
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_metal_gives_no_such_piece_or_has_no_room(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one piece is too large the library moves tensor by tensor; out of memory is told as that."""
+    told = "Invalid buffer size: 22.89 MiB" if large else "MPS backend out of memory (MPS allocated"
+    real = torch.empty
+
+    def empty(*size: Any, **how: Any) -> Any:
+        if str(how.get("device")) == "mps":
+            raise RuntimeError(told)
+        return real(*size, **how)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(slabbed, "_without_views", lambda device: "")
+    model = Movable()
+    want = model.weight.detach().clone()
+    if large:
+        there = slabbed.place(model, "mps", None, Progress())
+        assert there.reason == "the device gives no piece of memory so large"
+        assert model.went == ["mps"]
+    else:
+        with pytest.raises(InsufficientMemoryError, match=r"22\.9 MiB were asked for") as caught:
+            slabbed.place(model, "mps", None, Progress())
+        assert "Unload" in caught.value.hint
+        assert model.went == []
+    assert torch.equal(model.weight, want)

@@ -138,9 +138,9 @@ async def test_a_model_on_the_cpu_sleeps_by_its_files(
         assert any("as the files hold them" in note for note in model.info.notes)
         return
     before, want = digest(model), await texts(model)
-    for _ in range(2):
+    for turn in range(2):
         slept = await model.sleep()
-        assert slept.moved_bytes == 0
+        assert (slept.moved_bytes > 0) is (turn == 0)  # compared with the files, once
         assert sum(slept.held.values()) < 10_000
         weights = {t.untyped_storage().nbytes() for t in model.raw.parameters()}
         assert weights == {0}

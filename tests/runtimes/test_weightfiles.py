@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nbproviders.errors import ModelAccessError, ProviderError
-from nbproviders.runtimes import slab, weightfiles
+from nbproviders.errors import ModelAccessError, ProviderError, UnsupportedError
+from nbproviders.residency.progress import Progress
+from nbproviders.runtimes import mapped, slab, slabbed, virtual, weightfiles
 
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
 NAN = float("nan")
+BOUND_S = 20
+MIB = 2**20
 
 
 class Small(torch.nn.Module):  # type: ignore[name-defined,misc]
@@ -134,6 +138,74 @@ def test_what_differs_from_its_file_is_taken_from_memory(tmp_path: Path) -> None
             compared.read(0, len(memory), out)
             assert not compared.equal
             assert torch.equal(out, memory)
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers that find no difference say so only when another one has noted his."""
+    same, read = weightfiles.same, weightfiles.ComparedSource.read
+    comparing, noted, mine = threading.Semaphore(0), threading.Event(), threading.local()
+
+    def slowly(one: Any, other: Any) -> bool:
+        equal = same(one, other)
+        if not getattr(mine, "reading", False):  # a sample
+            return equal
+        if equal:
+            comparing.release()
+            assert noted.wait(BOUND_S)
+        else:
+            mine.differs = True
+            assert comparing.acquire(timeout=BOUND_S)  # so another part is read meanwhile
+        return equal
+
+    def reading(self: Any, begin: int, end: int, out: Any) -> None:
+        mine.reading = True
+        read(self, begin, end, out)
+        mine.reading = False
+        if getattr(mine, "differs", False):
+            noted.set()
+
+    monkeypatch.setattr(weightfiles, "same", slowly)
+    monkeypatch.setattr(weightfiles.ComparedSource, "read", reading)
+
+
+def a_bit_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write 8 MiB, to be read in four parts, and return a module with one other bit in the first."""
+    monkeypatch.setattr("nbproviders.runtimes.transfers.Lane.chunk_bytes", 2 * MIB)
+    model = torch.nn.Linear(2**20, 2, bias=False)
+    save_file({"weight": model.weight.detach()}, folder / "model.safetensors")
+    with torch.no_grad():
+        model.weight.view(torch.int32)[0, 5000] ^= 1  # in no sample
+    return model
+
+
+@pytest.mark.usefixtures("late")
+def test_a_difference_that_one_reader_finds_is_forgotten_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many threads read a tensor on the CPU, one bit that its file has not keeps it awake."""
+    model = a_bit_off(tmp_path, monkeypatch)
+    want = model.weight.detach().clone()
+    there = mapped.keep(model, tmp_path)
+    with pytest.raises(UnsupportedError, match="as the files hold them"):
+        there.sleep()
+    assert torch.equal(model.weight, want)
+
+
+@pytest.mark.usefixtures("late")
+def test_a_slab_keeps_what_one_of_its_readers_found_to_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a host copy, a tensor of which one reader saw another bit comes back from memory."""
+    monkeypatch.setenv(virtual.VARIABLE, "virtual:0=64MiB")
+    model = a_bit_off(tmp_path, monkeypatch)
+    want = model.weight.detach().clone()
+    there = slabbed.place(model, "virtual:0", tmp_path, Progress())
+    assert torch.equal(model.weight, want)
+    there.sleep()
+    there.wake(Progress())
+    assert torch.equal(model.weight, want)
+    there.free()
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 8003])

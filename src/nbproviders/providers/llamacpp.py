@@ -122,6 +122,7 @@ class LlamaCppProvider(WeightsProvider):
             split(plan.cache_bytes),
             split(plan.workspace_bytes),
             context_tokens=plan.limits.n_ctx,
+            notes=loading.cache_notes(plan),
             architecture=files[0].architecture,
             held=True,  # llama.cpp takes a context's memory when it is made
         )

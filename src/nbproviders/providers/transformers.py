@@ -14,7 +14,13 @@ from nbproviders.authoring.weights import DEFAULT_CLASS, WeightsProvider, alone
 from nbproviders.catalog import aliases
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey, canonical
-from nbproviders.errors import ClosedError, ConfigurationError, InsufficientMemoryError, foreign
+from nbproviders.errors import (
+    ClosedError,
+    ConfigurationError,
+    InsufficientMemoryError,
+    foreign,
+    is_out_of_memory,
+)
 from nbproviders.residency import residency
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.progress import Progress
@@ -239,7 +245,7 @@ class TransformersProvider(WeightsProvider):
         except (ConfigurationError, ClosedError, InsufficientMemoryError):
             raise
         except Exception as error:  # the library's; raised again as ours
-            if type(error).__name__ == "OutOfMemoryError":
+            if is_out_of_memory(error):
                 raise InsufficientMemoryError(str(foreign(error))) from foreign(error)
             raise self._explained(model, chosen, error) from foreign(error)
 

@@ -36,10 +36,18 @@ class FitReport:
     ----------
     fit
         The figures.
+
+    Parameters
+    ----------
+    fit
+        The same.
+    said
+        The verdict in other words than its own.
     """
 
-    def __init__(self, fit: Fit) -> None:
+    def __init__(self, fit: Fit, said: str = "") -> None:
         self.fit = fit
+        self._said = visible(said)
 
     def __bool__(self) -> bool:
         return bool(self.fit)
@@ -47,6 +55,8 @@ class FitReport:
     @property
     def sentence(self) -> str:
         """The verdict in words."""
+        if self._said:
+            return self._said
         moves = " and ".join(f"{visible(spec)} {_DONE[kind]}" for spec, kind in self.fit.moves)
         short = ", ".join(
             f"{size_text(count)} too much on {place(device)}"
@@ -59,7 +69,8 @@ class FitReport:
     def notes(self) -> list[str]:
         """What the figures count with, and what of them is guessed."""
         estimate, notes = self.fit.estimate, []
-        if estimate.context_tokens:
+        counted = any(note.startswith("the cache") for note in estimate.notes)
+        if estimate.context_tokens and not counted:
             notes.append(f"The cache is for one text of {estimate.context_tokens:,} tokens.")
         copies = sum(estimate.optional.values())
         if copies:

@@ -10,16 +10,15 @@ import html
 import math
 import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from nbproviders.render import timeline
 from nbproviders.render.charts import Picture
 from nbproviders.render.tables import NO_FORMULAS, Column, as_html, as_text, visible
 from nbproviders.residency.entry import State
-from nbproviders.residency.events import Event
+from nbproviders.residency.events import Event, Kind
 from nbproviders.residency.memory import HOST, size_text
-from nbproviders.residency.residents import DeviceUse, Resident
+from nbproviders.residency.residents import NEXT_TO_NOTHING, DeviceUse, Resident
 
 MOST_EVENTS = 50
 _WIDTH = 160  # columns of the text form
@@ -31,29 +30,35 @@ _PARTS = (
     ("idle", "idle models", "#56B4E9", "▓"),
     ("peers", "other kernels", "#E69F00", "▒"),
     ("strangers", "other programs", "#8C8C8C", "░"),
+    ("kept", "not for models", "#8884", "-"),
     ("free", "free", "transparent", "·"),
 )
 _FRAME = "border:1px solid #8888"
-_LOOSE = re.compile(r"(?<=\d) (?=[A-Za-z%])|(?<=\bIn) (?=\[)")
-_FACTS = frozenset({"state", "memory", "open", "idle", "load", "moved"})
-_GATHERED = ("reused", "leased", "released")
+_LOOSE = re.compile(r"(?<=\d) (?=[A-Za-z%])|(?<=\bIn) (?=\[)|(?<=B on) |(?<=opened) (?=\d)")
+_FACTS = frozenset({"state", "memory", "open", "idle", "load", "event"})
+# The list has each opening and closing, the table how often a model was opened.
+_OPENINGS = frozenset({"reused", "leased", "released"})
+_CHANGES: Mapping[Kind, str] = {
+    "created": "+",
+    "woken": "+",
+    "slept": "\u2212",
+    "evicted": "\u2212",
+    "freed": "\u2212",
+}
 
 _RESIDENTS = [
-    Column("model", "model"),
+    Column("model", "model", name=True),
     Column("state", "state"),
     Column("memory", "memory"),
     Column("open", "open"),
-    Column("running", "running", "d"),
     Column("idle", "idle"),
-    Column("load", "loaded in"),
-    Column("pinned", "pinned"),
+    Column("load", "load"),
 ]
 _EVENTS = [
     Column("time", "time"),
     Column("event", "event"),
-    Column("model", "model"),
-    Column("memory", "memory"),
-    Column("moved", "moved"),
+    Column("model", "model", name=True),
+    Column("memory", "memory came or left"),
     Column("note", "note"),
 ]
 
@@ -82,13 +87,11 @@ class Residents(list[Resident]):
         return [
             {
                 "model": one.spec,
-                "state": state_text(one),
+                "state": _whole_state(one),
                 "memory": memory_text(one),
                 "open": open_text(one),
-                "running": one.running,
                 "idle": idle_text(one) or None,
                 "load": f"{one.load_s:.2f} s" if one.load_s else None,
-                "pinned": "yes" if one.pinned else "no",
             }
             for one in self
         ]
@@ -181,13 +184,19 @@ def state_text(one: Resident) -> str:
     return f"{word} {math.floor(100 * one.progress)} %"
 
 
+def _whole_state(one: Resident) -> str:
+    calls = f"{one.running:,} calls" if one.running > 1 else ""
+    return ", ".join(filter(None, [state_text(one), calls, "pinned" if one.pinned else ""]))
+
+
 def memory_text(one: Resident) -> str:
-    """Return what a model is charged on each device."""
+    """Return what a model is charged on each device; a few bytes are not worth a figure."""
     held = [
         f"{size_text(count)} {'main memory (copy)' if device == HOST else f'on {device}'}"
         for device, count in one.bytes.items()
+        if count >= NEXT_TO_NOTHING
     ]
-    return ", ".join(held) or "0 B"
+    return ", ".join(held) or ("next to nothing" if any(one.bytes.values()) else "nothing")
 
 
 def open_text(one: Resident) -> str:
@@ -267,9 +276,9 @@ def _device_line(use: DeviceUse) -> str:
 
 
 def _parts(use: DeviceUse) -> list[tuple[str, int, str]]:
-    """Return name, bytes and colour of each part that is not empty."""
+    """Return name, bytes and colour of each part that is worth a figure."""
     found = [(name, int(getattr(use, key)), colour) for key, name, colour, _ in _PARTS]
-    return [part for part in found if part[1] > 0]
+    return [part for part in found if part[1] >= NEXT_TO_NOTHING]
 
 
 def _words(use: DeviceUse) -> str:
@@ -281,7 +290,7 @@ def _device_name(use: DeviceUse) -> str:
 
 
 def _size(use: DeviceUse) -> str:
-    if not use.total:
+    if not use.total and use.limit is None:
         return "size not known"
     if use.limit is None or use.limit >= use.total:
         return size_text(use.total)
@@ -292,30 +301,41 @@ def _size(use: DeviceUse) -> str:
 
 
 def _gathered(events: Sequence[Event]) -> list[list[Event]]:
-    """Return events in groups: what was opened and closed between two other events is one for a model."""
+    """Return events in groups: opening and closing is one with what happened to the model before."""
     groups: list[list[Event]] = []
-    open_now: dict[str, list[Event]] = {}
+    last: dict[str, list[Event]] = {}
     for one in events:
-        if one.kind not in _GATHERED:
-            open_now.clear()
-            groups.append([one])
-        elif one.spec in open_now:
-            open_now[one.spec].append(one)
-        else:
-            open_now[one.spec] = [one]
-            groups.append(open_now[one.spec])
+        if one.kind not in _OPENINGS or one.spec not in last:
+            groups.append([])
+            last[one.spec] = groups[-1]
+        last[one.spec].append(one)
     return groups
 
 
 def _event_row(group: Sequence[Event]) -> dict[str, object]:
     first, last = group[0], group[-1]
-    kinds = Counter(one.kind for one in group)
-    times = [time.strftime("%H:%M:%S", time.localtime(one.time_s)) for one in (first, last)]
+    # A model that came at nine and was opened until noon came at nine.
+    told = (first, last) if first.kind in _OPENINGS else (first,)
+    times = [time.strftime("%H:%M:%S", time.localtime(one.time_s)) for one in told]
+    sign = _CHANGES.get(first.kind, "")
+    moved = f"{size_text(first.moved_bytes)} moved" if first.moved_bytes else ""
     return {
         "time": "\u2013".join(dict.fromkeys(times)),
-        "event": ", ".join(kind if n == 1 else f"{kind} {n:,}\u00d7" for kind, n in kinds.items()),
+        "event": _event_text(group),
         "model": first.spec,
-        "memory": size_text(last.bytes) if last.bytes else None,
-        "moved": size_text(moved) if (moved := sum(one.moved_bytes for one in group)) else None,
-        "note": last.detail,
+        "memory": f"{sign}{size_text(first.bytes)}" if sign and first.bytes else None,
+        "note": ", ".join(filter(None, [_cause(first), moved])),
     }
+
+
+def _cause(event: Event) -> str:
+    """Return what is told of an event, without the name that stands beside it."""
+    return event.detail.removeprefix(f"Failed to setup resource '{event.spec}': ")
+
+
+def _event_text(group: Sequence[Event]) -> str:
+    opened = sum(one.kind == "leased" for one in group)
+    words = [] if group[0].kind in _OPENINGS else [str(group[0].kind)]
+    if opened:
+        words.append("opened" if opened == 1 else f"opened {opened:,}\u00d7")
+    return ", ".join(words) or ("closed" if group[-1].kind == "released" else "opened")

@@ -26,6 +26,7 @@ _CELL = f"padding:4px 12px;border:0;border-bottom:{_LINE};vertical-align:top;max
 _TABLE = "border-collapse:collapse;border:0;font-variant-numeric:tabular-nums;line-height:1.4;margin:4px 0"
 _TEXT = "white-space:pre-wrap;min-width:4em"
 _LONG_WORD = re.compile(r"\S{30}")
+_NAME_ENDS = re.compile(r"(?<=/)|(?=[?&])")
 _MUTED = "opacity:.75"
 # C0 and C1 controls but tab and newline; soft hyphen; marks, overrides and isolates of direction (UAX 9);
 # zero-width space and other invisible formatting; line separators; surrogates; tags.
@@ -50,6 +51,8 @@ class Column:
         A format specification for numbers, such as ``.0%``; None shows text.
     low, high
         Keys of the bounds of a number, shown behind it.
+    name
+        Whether it holds references of models, which a line may break between their parts only.
     """
 
     key: str
@@ -57,6 +60,7 @@ class Column:
     form: str | None = None
     low: str | None = None
     high: str | None = None
+    name: bool = False
 
 
 def visible(text: str) -> str:
@@ -159,10 +163,19 @@ def _html_cell(row: Mapping[str, Any], column: Column, *, heads: bool) -> str:
     text = cell_text(row, column)
     if _LONG_WORD.search(text):  # only then: else a narrow table would break names in two
         style += ";overflow-wrap:anywhere"
-    inner = _folded(text)
+    inner = _parted(text) if column.name else _folded(text)
     if heads:
         return f'<th scope="row"{direction} style="{style};font-weight:normal">{inner}</th>'
     return f'<td{direction} style="{style}">{inner}</td>'
+
+
+def _parted(name: str) -> str:
+    """Return an escaped reference, each of its parts on one line; one that is too long for that breaks."""
+    if len(name) > SHORT_CHARACTERS:
+        return _folded(name)
+    parts = [html.escape(part) for part in _NAME_ENDS.split(name)]
+    whole = '<span style="white-space:nowrap">{}</span>'
+    return "<wbr>".join(p if _LONG_WORD.search(p) else whole.format(p) for p in parts)
 
 
 def _folded(text: str) -> str:

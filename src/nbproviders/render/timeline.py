@@ -84,6 +84,8 @@ class Lane:
         How often what happened.
     now
         Where it is at the end; empty if it is not in memory.
+    failed
+        Whether it is not in memory because its load failed.
     """
 
     bands: list[Band] = field(default_factory=list)
@@ -92,6 +94,7 @@ class Lane:
     counts: Counter[Kind] = field(default_factory=Counter)
     now: Phase | Literal[""] = ""
     since_s: float = 0.0
+    failed: bool = False
 
     def become(self, phase: Phase | Literal[""], time_s: float) -> None:
         """End the stretch that is open and begin another; the same one goes on."""
@@ -146,6 +149,8 @@ def _take(lane: Lane, event: Event, begin_s: float) -> None:
     elif kind in ("evicted", "freed") or (kind == "failed" and lane.now == "loading"):
         lane.become("", now_s)
         lane.charge(now_s, 0)
+    if not lane.now and kind in ("failed", "evicted", "freed"):
+        lane.failed = kind == "failed"  # one that was refused once may have come and gone since
     if kind in _MARKS:
         lane.marks.append((kind, now_s))
 
@@ -221,7 +226,7 @@ def _latest(found: Mapping[str, Lane]) -> dict[str, Lane]:
 
 
 def _gone(lane: Lane) -> str:
-    return "failed" if lane.marks and lane.marks[-1][0] == "failed" else "gone"
+    return "failed" if lane.failed else "gone"
 
 
 def _draw(ax: Axes, place: int, lane: Lane, colour: str, span_s: float) -> None:

@@ -80,6 +80,8 @@ class Entry:
         Hard leases: operations under way, and waiters that were granted the model.
     moving
         The task that loads it, wakes it or puts it to sleep; one at a time.
+    slept_bytes
+        What its last sleep gave back of what it had taken.
     refused
         Why its last sleep was refused by the model itself; None if it was not.
     yielding
@@ -103,6 +105,7 @@ class Entry:
     hard: int = 0
     pinned: bool = False
     yielding: bool = False
+    slept_bytes: int = 0
     refused: ProviderError | None = None
     specs: set[str] = field(default_factory=set)
     waiters: list[asyncio.Future[Model]] = field(default_factory=list)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ _UNITS = {"": 1, "b": 1}
 _UNITS |= {letter + "ib": 1024**power for power, letter in enumerate("kmgt", 1)}
 _UNITS |= {letter + "b": 1000**power for power, letter in enumerate("kmgt", 1)}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_SIZE_HINT = "Write a number and a unit: 20GiB, 512MiB."
+# A kind of device of which there is one, which has no number.
+_SINGLE = frozenset({"cpu", HOST, "mps"})
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     (
@@ -42,19 +46,24 @@ Probe = Callable[[str], Reading]
 
 
 def parse_size(text: str) -> int:
-    """Return bytes of a text such as ``20GiB``, ``512 MB`` or ``1000``.
+    """Return bytes of a text such as ``20GiB`` or ``512 MB``.
+
+    A number alone is taken for bytes from 1 MiB on, where a program wrote it; 0 needs no unit.
 
     Raises
     ------
     ConfigurationError
-        For anything else.
+        For anything else; a small number without a unit may mean GiB or bytes.
     """
     found = _SIZE.fullmatch(text)
     unit = _UNITS.get(found[2].lower(), math.inf) if found else math.inf
     count = float(found[1]) * unit if found else math.inf
     if not count < math.inf:
+        raise ConfigurationError(f"{text!r} is not a size", hint=_SIZE_HINT)
+    if found is not None and not found[2] and 0 < count < MIB:
+        meant = f"{found[1]}{'GiB' if count < 10_000 else 'B'}"
         raise ConfigurationError(
-            f"{text!r} is not a size", hint="Write a number and a unit: 20GiB, 512MiB."
+            f"{text.strip()!r} has no unit: did you mean {meant}?", hint=_SIZE_HINT
         )
     return int(count)
 
@@ -62,7 +71,8 @@ def parse_size(text: str) -> int:
 def parse_budget(text: str) -> dict[str, int]:
     """Return bytes for each device of ``20GiB`` or ``cuda:0=20GiB,cpu=8GiB``.
 
-    A size without a device is under the key ``""``: the accelerators, or the CPU if there is none.
+    A size without a device is under the key ``""``: the accelerators, or the CPU if there is none. A kind
+    without a number, such as ``cuda``, means each device of the kind that is not named itself.
 
     Raises
     ------
@@ -77,8 +87,39 @@ def parse_budget(text: str) -> dict[str, int]:
     budget: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         device, equals, size = part.rpartition("=")
+        if not equals:
+            _check_equals(part)
         budget[device.strip().lower() if equals else ""] = parse_size(size)
     return budget
+
+
+def _check_equals(part: str) -> None:
+    """Refuse a colon where the equals sign belongs: it is part of a device's name."""
+    device, colon, size = (piece.strip() for piece in part.rpartition(":"))
+    if not colon:
+        return
+    # "cuda:0" alone is a name; "cpu:8GiB" and "cuda:0:20GiB" end in a size.
+    is_size = _SIZE.fullmatch(size) is not None and not (size.isdigit() and ":" not in device)
+    raise ConfigurationError(
+        f"{part!r} is not a budget",
+        hint=f"Write {device}={size}." if is_size else f"Write a size as well: {part}=20GiB.",
+    )
+
+
+def parse_named_budget(text: str) -> dict[str, int]:
+    """Return the budget that the environment variable holds; an error names the variable."""
+    with naming(BUDGET_VARIABLE):
+        return parse_budget(text)
+
+
+@contextmanager
+def naming(variable: str) -> Iterator[None]:
+    """Have an error about a value say which environment variable holds it."""
+    try:
+        yield
+    except ConfigurationError as error:
+        message = f"{variable}: {error.message}"
+        raise ConfigurationError(message, hint=error.hint) from None
 
 
 def parse_keep(value: object) -> float:
@@ -204,21 +245,34 @@ class Memory:
         if not sees_others:
             self._blind.add(kind)
 
+    def has_probe(self, kind: str) -> bool:
+        """Whether devices of this kind can be read."""
+        return kind in self._probes
+
     def identity(self, device: str) -> str:
         """Return a device's name for all processes of this machine; empty if it is not shared."""
-        identity = self._identities.get(device.partition(":")[0])
+        identity = self._identities.get(_kind(device))
         return identity(device) if identity is not None else ""
 
     def sees_others(self, device: str) -> bool:
         """Whether a device's free memory is less what other processes have taken."""
-        return device.partition(":")[0] not in self._blind
+        return _kind(device) not in self._blind
+
+    def kinds(self) -> set[str]:
+        """Return the kinds of devices that can be read."""
+        return set(self._probes)
 
     def named(self) -> set[str]:
-        """Return the devices that the budget names."""
-        budget = self._budget
-        if budget is None:
-            budget = parse_budget(os.environ.get(BUDGET_VARIABLE, ""))
-        return set(budget) - {""}
+        """Return the devices that the budget names; not those for other machines with the same variable."""
+        names = {name for name in self._told() if ":" in name or name in _SINGLE}
+        if self._budget is not None:
+            return names
+        return {name for name in names if name == HOST or _kind(name) in self._probes}
+
+    def _told(self) -> Mapping[str, int]:
+        if self._budget is not None:
+            return self._budget
+        return parse_named_budget(os.environ.get(BUDGET_VARIABLE, ""))
 
     def set_budget(self, budget: Mapping[str, int] | None) -> None:
         """Replace the budget; None goes back to the environment variable."""
@@ -230,17 +284,22 @@ class Memory:
 
     def budget(self, device: str) -> int | None:
         """Return the budget a user gave for a device; None if none."""
-        budget = self._budget
-        if budget is None:
-            budget = parse_budget(os.environ.get(BUDGET_VARIABLE, ""))
+        budget = self._told()
         if device in budget:
             return budget[device]
         if device == HOST:
             return int(probe_cpu().total_bytes * HOST_SHARE)
-        # A size without a device is for accelerators; those that are only accounted for have their own.
-        accelerators = self._probes.keys() - self._blind - {"cpu"}
-        meant = not accelerators if device == "cpu" else self.sees_others(device)
-        return budget.get("") if meant else None
+        if _kind(device) in budget:
+            return budget[_kind(device)]
+        return budget.get("") if self._is_for_any(device) else None
+
+    def _is_for_any(self, device: str) -> bool:
+        """Whether a size without a device is for this one: an accelerator, or the CPU if there is none."""
+        accelerators = self._probes.keys() - {"cpu"}
+        if device == "cpu":
+            return not accelerators
+        # Devices that are only accounted for stand in for accelerators where there is no other.
+        return self.sees_others(device) or accelerators <= self._blind
 
     def keep_s(self) -> float | None:
         """Return how long a model stays that nobody uses, in seconds; None: until its room is wanted.
@@ -253,18 +312,24 @@ class Memory:
         if self._keep_s is not None:
             return self._keep_s
         text = os.environ.get(KEEP_VARIABLE, "").strip()
-        return parse_keep(text) if text else None
+        if not text:
+            return None
+        with naming(KEEP_VARIABLE):
+            return parse_keep(text)
 
     def reading(self, device: str) -> Reading | None:
         """Return what the device has; None for one that nobody can read."""
-        kind = "cpu" if device == HOST else device.partition(":")[0]
+        kind = "cpu" if device == HOST else _kind(device)
         probe = self._probes.get(kind)
         return probe(device) if probe is not None else None
 
-    def limit(self, device: str, taken_bytes: int, pending_bytes: int = 0) -> int | None:
+    def limit(
+        self, device: str, taken_bytes: int, pending_bytes: int = 0, beside_bytes: int = 0
+    ) -> int | None:
         """Return the most bytes that residents may be charged in all; None without any limit.
 
-        The lesser of the budget, and of what residents have taken plus what is free less headroom.
+        The least of the budget, of what residents have taken plus what is free less headroom, and of the
+        whole device less headroom: weights that are only mapped from their files do not lower what is free.
 
         Parameters
         ----------
@@ -272,6 +337,8 @@ class Memory:
             What residents have really taken of the device.
         pending_bytes
             What is promised of the same memory by another name, and still shows as free.
+        beside_bytes
+            What is really taken of the same memory by another name.
         """
         self.seen.add(device)
         limits = []
@@ -280,6 +347,13 @@ class Memory:
             limits.append(budget)
         reading = self.reading(device)
         if reading is not None:
-            spare = reading.free_bytes - headroom(reading.total_bytes) - pending_bytes
-            limits.append(taken_bytes + max(spare, 0))
+            reserve = headroom(reading.total_bytes) + pending_bytes
+            limits.append(taken_bytes + max(reading.free_bytes - reserve, 0))
+            # What is there already is not too much because more was promised elsewhere.
+            limits.append(max(reading.total_bytes - reserve - beside_bytes, taken_bytes))
+            limits.append(reading.total_bytes - headroom(reading.total_bytes))
         return min(limits) if limits else None
+
+
+def _kind(device: str) -> str:
+    return device.partition(":")[0]

@@ -314,7 +314,7 @@ class Mover:
     async def _sleep(self, entry: Entry, why: str) -> None:
         sleeper = entry.sleeper
         assert sleeper is not None
-        before = entry.charged_bytes
+        before, taken_before = entry.charged_bytes, entry.taken_bytes
         try:
             transfer = await sleeper.sleep()
         except UnsupportedError as error:  # it is as it was
@@ -329,6 +329,7 @@ class Mover:
             entry.held = dict(transfer.held)
             entry.charges = dict(transfer.held)
             entry.state = State.WARM
+            entry.slept_bytes = taken_before - entry.taken_bytes
         freed = before - entry.charged_bytes
         self._record.add("slept", entry.spec.text, freed, why, transfer.moved_bytes)
 

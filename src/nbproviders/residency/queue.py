@@ -32,7 +32,7 @@ class Changes:
         """Wait until something was given back, half a second at most."""
         if self._event is None:
             self._event = asyncio.Event()
-        # Not wait_for(): in Python 3.11 it swallows a cancellation that comes in the same moment as the event.
+        # Not wait_for(): in Python 3.11 it swallows a cancellation that comes in the moment of the event.
         with suppress(TimeoutError):
             async with asyncio.timeout(RECHECK_S):  # other programs come and go without telling us
                 await self._event.wait()

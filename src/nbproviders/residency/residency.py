@@ -194,15 +194,16 @@ class Residency:
             raise InvalidRequestError(
                 f"{entry.spec} is pinned: it stays.", hint=f'nbp.unpin("{entry.spec}") first.'
             )
-        before = entry.taken_bytes
         if entry.state is State.HOT and entry.sleeper is None:
             raise UnsupportedError(
                 f"{entry.spec} cannot sleep. {' '.join(entry.model.info.notes) if entry.model else ''}",
                 hint="Unload it instead: it is loaded again at its next use.",
             )
-        if not await self._mover.sleep(entry, "by hand") and entry.refused is not None:
+        if await self._mover.sleep(entry, "by hand"):
+            return entry.slept_bytes
+        if entry.refused is not None:
             raise fresh(entry.refused)
-        return before - entry.taken_bytes
+        return 0
 
     async def pin(self, loader: Loader) -> None:
         """Have a model in memory, and keep it there whatever else is wanted."""

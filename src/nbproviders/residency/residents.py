@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from nbproviders.residency.entry import State
 from nbproviders.residency.memory import HOST, size_text
 
+NEXT_TO_NOTHING = 1024  # fewer bytes are not worth a figure
+
 
 @dataclass(frozen=True, slots=True)
 class Resident:
@@ -70,7 +72,8 @@ class DeviceUse:
     device
         ``cuda:0``, ``cpu``, ``host`` …
     limit
-        The most that models of this process may be charged; None without any limit.
+        The most that models of this process may be charged, copies of weights included where they are
+        told; None without any limit.
     total
         What the device has; the limit where nobody can tell, 0 without one.
     in_use
@@ -82,7 +85,9 @@ class DeviceUse:
     strangers
         Taken by other programs.
     free
-        What is left.
+        What models of this process can still have.
+    kept
+        The rest: nobody has it, and models may not take it, for the reserve or a budget.
     """
 
     device: str
@@ -93,6 +98,7 @@ class DeviceUse:
     peers: int
     strangers: int
     free: int
+    kept: int = 0
 
 
 _WORDS = {State.HOT: "ready", State.WARM: "asleep"}

@@ -31,9 +31,10 @@ class Room:
         for device in {device for need in needs for device, count in need.items() if count}:
             taken = sum(entry.taken(device) for entry in entries)
             sibling = _SAME_MEMORY.get(device, "")
-            pending = sum(e.charges.get(sibling, 0) - e.taken(sibling) for e in entries)
+            beside = sum(entry.taken(sibling) for entry in entries)
+            pending = sum(entry.charges.get(sibling, 0) for entry in entries) - beside
             pending += self._sharing.promised_bytes(device)
-            limit = self._memory.limit(device, taken, pending)
+            limit = self._memory.limit(device, taken, pending, beside)
             if limit is not None:
                 limits[device] = limit
         return limits

@@ -41,7 +41,7 @@ class Sleeps(Protocol):
     """
 
     async def sleep(self) -> Transfer:
-        """Give the device's memory back. Moves no bytes: what the weights were read from is still there."""
+        """Give the device's memory back. Copies no weights: what they were read from is still there."""
 
     async def wake(self, progress: Progress) -> Transfer:
         """Have the weights on the device again, each bit as it was.

@@ -6,6 +6,8 @@ import ctypes
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -67,16 +69,45 @@ def cuda_count() -> int:
         return int(cuda.device_count())
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles"):
         return 0
-    name = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
     count = ctypes.c_uint(0)
-    try:
-        nvml = ctypes.CDLL(name)
-        if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+    with _nvml() as nvml:
+        if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
             return 0
-        nvml.nvmlShutdown()
-    except (OSError, AttributeError):  # no such library, or an old one
-        return 0
     return count.value
+
+
+def nvidia_uuid(bus_id: str) -> str:
+    """Return the UUID of the GPU at a place on the PCI bus, as torch writes it: without ``GPU-``.
+
+    Empty if that is unknown, and where the GPU is shared out: its parts have memory and UUIDs of their own.
+    """
+    handle, text = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    parts, pending = ctypes.c_uint(0), ctypes.c_uint(0)
+    with _nvml() as nvml:
+        if not bus_id or nvml is None:
+            return ""
+        if nvml.nvmlDeviceGetHandleByPciBusId_v2(bus_id.encode(), ctypes.byref(handle)):
+            return ""
+        asked = nvml.nvmlDeviceGetMigMode(handle, ctypes.byref(parts), ctypes.byref(pending))
+        if (asked == 0 and parts.value) or nvml.nvmlDeviceGetUUID(handle, text, len(text)):
+            return ""
+    return text.value.decode("ascii", "replace").removeprefix("GPU-")
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """Yield NVIDIA's management library, ready to be asked; None if there is none, or an old one."""
+    name = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+    try:
+        nvml: Any = ctypes.CDLL(name)
+        failed = bool(nvml.nvmlInit_v2())
+    except (OSError, AttributeError):
+        nvml, failed = None, True
+    try:
+        yield None if failed else nvml
+    finally:
+        if not failed:
+            nvml.nvmlShutdown()
 
 
 def add_probes(memory: Memory) -> None:
@@ -94,6 +125,8 @@ def add_probes(memory: Memory) -> None:
 def _probe_cuda(device: str) -> Reading:
     import torch
 
+    if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        return Reading(0, 0)  # named in a budget that is shared with machines that have more
     free, total = torch.cuda.mem_get_info(device)
     # What our own allocator has cached but not handed out is ours to use.
     spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -7,6 +7,7 @@ it is guessed, and the estimate says so.
 
 from __future__ import annotations
 
+import builtins
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nbproviders.errors import ProviderError, mapped
+from nbproviders.errors import ForeignError, InsufficientMemoryError, ProviderError, mapped
 from nbproviders.residency.estimate import Estimate
 from nbproviders.runtimes import checkpoints, quantization, rehearsal
 from nbproviders.runtimes.decoding import PREFILL_CHUNK_TOKENS
@@ -84,6 +85,7 @@ class Footprint:
     context_tokens: int
     architecture: str
     notes: tuple[str, ...] = ()
+    lasting: bool = True  # else it is a guess that may be better another time
 
 
 def expected(
@@ -136,7 +138,9 @@ def footprint(wanted: Wanted, turn: Turn = nullcontext) -> Footprint:
     """Return a model's bytes, not quantized here; what was found out once is kept."""
     known = _found.get(wanted)
     if known is None:
-        known = _found[wanted] = _footprint(wanted, turn)
+        known = _footprint(wanted, turn)
+        if known.lasting:
+            _found[wanted] = known
         while len(_found) > _MOST_KNOWN:
             _found.pop(next(iter(_found)), None)
     return known
@@ -149,7 +153,8 @@ def _footprint(wanted: Wanted, turn: Turn) -> Footprint:
         with mapped("it cannot be built without its weights"):
             return _rehearsed(wanted, config, headers, turn)
     except ProviderError as error:  # what is wrong with it is told by the load
-        return _guessed(wanted, config, headers, error.message)
+        found = _guessed(wanted, config, headers, error.message)
+        return replace(found, lasting=not _passes(error))
 
 
 def _rehearsed(
@@ -160,6 +165,7 @@ def _rehearsed(
     config, notes = _config(wanted)
     dtype = wanted.dtype or _own_dtype(config, headers)
     tokens = min(context_tokens(config) or MOST_CONTEXT_TOKENS, MOST_CONTEXT_TOKENS)
+    lasting = True
     with rehearsal.faked():
 
         def build(chosen: Any) -> Any:
@@ -171,15 +177,22 @@ def _rehearsed(
             with mapped("it cannot be rehearsed"):
                 taken, note = _computed(model, config, tokens, build)
         except ProviderError as error:
-            taken, note = None, _GUESSED + error.message
+            taken, note, lasting = None, _GUESSED + error.message, not _passes(error)
     weights, strange = _weights(
         model, wanted.folder, headers, bool(told.get("quantization_config"))
     )
     taken = taken or _guess(told, weights, dtype, tokens)
     notes += tuple(filter(None, (strange, note)))
-    return Footprint(
-        weights, taken.cache_bytes, taken.workspace_bytes, tokens, type(model).__name__, notes
-    )
+    sizes, kind = (weights, taken.cache_bytes, taken.workspace_bytes), type(model).__name__
+    return Footprint(*sizes, tokens, kind, notes, lasting)
+
+
+def _passes(error: ProviderError) -> bool:
+    """Whether a failure may be over another time: no memory is left, or no file can be opened."""
+    cause = error.__cause__
+    kind = getattr(builtins, cause.type_name, None) if isinstance(cause, ForeignError) else None
+    short = isinstance(error, InsufficientMemoryError)
+    return short or (isinstance(kind, type) and issubclass(kind, OSError))
 
 
 def _config(wanted: Wanted) -> tuple[Any, tuple[str, ...]]:

@@ -90,9 +90,9 @@ class HostBuffer:
     ----------
     size_bytes
         How much, to the byte.
-    pinned
-        Have CUDA lock it, so that it copies at the bus's speed and beside other work. If the system
-        forbids it, it stays as it is, which the log tells.
+    device
+        What it is copied to. CUDA locks it for that device, so that it copies at the bus's speed and beside
+        other work. If the system forbids it, it stays as it is, which the log tells.
 
     Attributes
     ----------
@@ -107,11 +107,12 @@ class HostBuffer:
         If the system does not give it.
     """
 
-    def __init__(self, size_bytes: int, *, pinned: bool = False) -> None:
+    def __init__(self, size_bytes: int, *, device: str = "") -> None:
         self.bytes = main_memory(size_bytes)
-        self.pinned = pinned and _pin(self.bytes)
+        self.pinned = device.startswith("cuda") and _pin(self.bytes, device)
         # A driver's lock outlives the memory: it is undone even if this is only forgotten.
-        self._finalizer = weakref.finalize(self, _released, self.bytes, self.pinned)
+        locker = device if self.pinned else ""
+        self._finalizer = weakref.finalize(self, _released, self.bytes, locker)
 
     @property
     def size_bytes(self) -> int:
@@ -123,22 +124,24 @@ class HostBuffer:
         self._finalizer()
 
 
-def _released(memory: Tensor, pinned: bool) -> None:
-    if pinned:
+def _released(memory: Tensor, device: str) -> None:
+    if device:
         import torch
 
         # At the interpreter's end the driver may be gone already.
-        with suppress(RuntimeError):
+        with suppress(RuntimeError), torch.cuda.device(device):
             torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
     give_back(memory)
 
 
-def _pin(memory: Tensor) -> bool:
+def _pin(memory: Tensor, device: str) -> bool:
     import torch
 
     _touch(memory)  # CUDA itself would fault the pages in by a single thread
     size = -(-memory.numel() // _PAGE) * _PAGE
-    code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)
+    # By that device: a thread's own is the first, which would get a context of some hundred MiB.
+    with torch.cuda.device(device):
+        code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)
     if int(code) == 0:
         return True
     logger.warning(
@@ -147,7 +150,7 @@ def _pin(memory: Tensor) -> bool:
         int(code),
     )
     with suppress(RuntimeError):  # takes the error away, which the next kernel would find
-        torch.zeros(1, device="cuda")
+        torch.zeros(1, device=device)
     return False
 
 

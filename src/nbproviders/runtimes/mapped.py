@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nbproviders.errors import UnsupportedError
 from nbproviders.residency.progress import Progress
-from nbproviders.runtimes import transfers
+from nbproviders.runtimes import devices, transfers
 from nbproviders.runtimes.placement import (
     WAKING,
     Fixed,
@@ -100,13 +100,16 @@ class Mapped(Placement):
         size = self._staying + (0 if self.asleep else self._size)
         return {"cpu": size} if size else {}
 
-    def _leave(self) -> None:
-        if not self._compared:
-            self._compare()
+    def _leave(self) -> int:
+        read_bytes = 0 if self._compared else self._compare()
+        on_heap = bool(self._cast) and self._slab is None
         self.free()
+        if on_heap:  # so the library has cast them, each by itself: blocks that the heap would keep
+            devices.release_cached()
+        return read_bytes
 
-    def _compare(self) -> None:
-        """Read everything that is to leave, and see that the files hold it."""
+    def _compare(self) -> int:
+        """See that the files hold everything that is to leave, and return the bytes read for it."""
         import torch
 
         entries = packed(self.entries)
@@ -124,6 +127,7 @@ class Mapped(Placement):
             self.reason = f"not all weights are as the files hold them ({told(wrong)})"
             raise UnsupportedError(f"This model cannot sleep: {self.reason}.")
         self._compared = True
+        return sum(span.size_bytes for span in spans)
 
     def _return(self, progress: Progress) -> tuple[int, str]:
         progress.report(0, self._size, WAKING)
@@ -141,7 +145,7 @@ class Mapped(Placement):
             self._slab.point(self._cast)
         for entry, span in self._plain:
             _point(entry, maps[span.path], span.offset)
-        return size, "files"
+        return sum(span.size_bytes for span in self._cast_spans), "files"
 
     def _read(self, memory: Tensor, files: Mapping[Path, BinaryIO], progress: Progress) -> None:
         sources = [

@@ -1,7 +1,8 @@
 """Where a loaded model's weights are, and how they leave their device and come back.
 
-Weights are only read, so leaving moves no bytes: their memory is given back, and they come again from a copy
-in main memory or from the files that they were loaded from. How, is for `slabbed` and `mapped` to know.
+Weights are only read, so leaving writes none of them anywhere: their memory is given back, and they come
+again from a copy in main memory or from the files that they were loaded from. How, is for `slabbed` and
+`mapped` to know.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Placement(ABC):
         UnsupportedError
             If the weights could not come back as they are. Then they stay, and can only be freed.
         """
+        read_bytes = 0
         if not self.asleep:
             if self.reason:
                 raise UnsupportedError(f"This model cannot sleep: {self.reason}.")
@@ -61,9 +63,9 @@ class Placement(ABC):
                     "This model cannot sleep: its weights were changed since it was loaded.",
                     hint="The changes would be lost. Save the model, and load what was saved.",
                 )
-            self._leave()
+            read_bytes = self._leave()
             self.asleep = True
-        return Transfer(self.held)
+        return Transfer(self.held, read_bytes)
 
     def wake(self, progress: Progress) -> Transfer:
         """Have the weights on the device again, each bit as it was.
@@ -82,11 +84,12 @@ class Placement(ABC):
         return Transfer(self.held, moved_bytes, source)
 
     @abstractmethod
-    def _leave(self) -> None: ...
+    def _leave(self) -> int:
+        """Return bytes that were read from files for it."""
 
     @abstractmethod
     def _return(self, progress: Progress) -> tuple[int, str]:
-        """Return bytes that were moved, and where from."""
+        """Return bytes that were copied to the device, or read from files to main memory; and where from."""
 
     @abstractmethod
     def free(self) -> None:
@@ -145,7 +148,7 @@ class Fixed(Placement):
         """Bytes on each device."""
         return tensor_bytes(self._model)
 
-    def _leave(self) -> None:
+    def _leave(self) -> int:
         raise AssertionError("unreachable: there is a reason")
 
     def _return(self, progress: Progress) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nbproviders.errors import ProviderError, UnsupportedError, mapped
+from nbproviders.errors import InsufficientMemoryError, ProviderError, UnsupportedError, mapped
 from nbproviders.runtimes.decoding import PREFILL_CHUNK_TOKENS, plain_config
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def rehearse(model: Any, tokens: int, most_operations: int) -> Taken:
         try:
             with mapped("rehearsal"):
                 return watched(_continued)
-        except TooLongError:
+        except (TooLongError, InsufficientMemoryError):
             raise
         except ProviderError:  # it takes no cache but its own
             pass

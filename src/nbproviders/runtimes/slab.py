@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nbproviders.errors import InsufficientMemoryError, foreign
+from nbproviders.errors import InsufficientMemoryError, foreign, is_out_of_memory
 from nbproviders.residency.memory import size_text
 from nbproviders.runtimes import devices, peaks, virtual
 from nbproviders.runtimes.hostcopy import main_memory
@@ -182,6 +182,10 @@ def _entry(begin: int, end: int, tensors: list[Tensor], names: dict[int, tuple[s
     return Entry(views, 0, end - begin)
 
 
+class TooLargePieceError(InsufficientMemoryError):
+    """A device with room gives it in smaller pieces only, as Metal does."""
+
+
 class Slab:
     """One flat piece of a device's memory.
 
@@ -201,6 +205,8 @@ class Slab:
     ------
     InsufficientMemoryError
         If the device has not so much left.
+    TooLargePieceError
+        If it has, but does not give it in one piece.
     """
 
     def __init__(self, device: str, size_bytes: int) -> None:
@@ -258,11 +264,19 @@ def _allocated(device: str, size_bytes: int) -> Tensor:
         return main_memory(size_bytes)
     try:
         return torch.empty(size_bytes, dtype=torch.uint8, device=device)
-    except torch.OutOfMemoryError as error:
-        raise InsufficientMemoryError(
-            f"{device} is out of memory: {size_text(size_bytes)} were asked for. {foreign(error)}",
-            hint="Unload a model, or end other programs that use the device.",
-        ) from foreign(error)
+    except RuntimeError as error:
+        asked = f"{size_text(size_bytes)} were asked for. {foreign(error)}"
+        if "Invalid buffer size" in str(error):  # so Metal says that it never gives so much at once
+            raise TooLargePieceError(
+                f"{device} gives no piece of memory so large: {asked}",
+                hint="Choose a smaller model, or another dtype.",
+            ) from foreign(error)
+        if is_out_of_memory(error):
+            raise InsufficientMemoryError(
+                f"{device} is out of memory: {asked}",
+                hint="Unload a model, or end other programs that use the device.",
+            ) from foreign(error)
+        raise
 
 
 def emptied(entries: Sequence[Entry], slab: Slab | None = None) -> None:

@@ -21,7 +21,7 @@ from nbproviders.runtimes.placement import (
     spans_of,
     told,
 )
-from nbproviders.runtimes.slab import Entry, Slab, emptied, layout, slab_bytes
+from nbproviders.runtimes.slab import Entry, Slab, TooLargePieceError, emptied, layout, slab_bytes
 from nbproviders.runtimes.weightfiles import (
     ComparedSource,
     MemorySource,
@@ -56,10 +56,13 @@ def place(model: Any, device: str, folder: Path | None, progress: Progress) -> P
         If there is no room; nothing is held then.
     """
     reason = obstacle(model) or _without_views(devices.computes_on(device))
-    if reason:
-        model.to(devices.computes_on(device))
-        return Fixed(model, reason)
-    return Slabbed(model, device, files_of(folder), progress)
+    if not reason:
+        try:
+            return Slabbed(model, device, files_of(folder), progress)
+        except TooLargePieceError:
+            reason = "the device gives no piece of memory so large"
+    model.to(devices.computes_on(device))
+    return Fixed(model, reason)
 
 
 class Slabbed(Placement):
@@ -95,10 +98,11 @@ class Slabbed(Placement):
             undone.callback(self.free)
             # Granted by the tensors' bytes; what aligns them in a slab is less than a thousandth.
             if 0 < sum(entry.size_bytes for entry in entries) <= progress.host_bytes:
-                self._host = HostBuffer(self._size, pinned=device.startswith("cuda"))
+                self._host = HostBuffer(self._size, device=device)
             reason = self._filled(entries, progress)
             self._slab.point(entries)
             undone.pop_all()
+        devices.release_cached()  # what was cast on the way lay in blocks that the heap would keep
         super().__init__(model, entries, reason)
 
     def _filled(self, entries: Sequence[Entry], progress: Progress) -> str:
@@ -136,8 +140,9 @@ class Slabbed(Placement):
         there = self._slab.size_bytes + self._others_bytes
         return {place: size for place, size in ((self._device, there), (HOST, host)) if size}
 
-    def _leave(self) -> None:
+    def _leave(self) -> int:
         emptied(self.entries, self._slab)
+        return 0
 
     def _return(self, progress: Progress) -> tuple[int, str]:
         slab = Slab(self._device, self._size)

@@ -43,7 +43,7 @@ class Source(Protocol):
 class Lane:
     """Copies to a device; this one to main memory."""
 
-    pinned = False
+    locks_for = ""  # the device for which main memory is page-locked that is copied from
     chunk_bytes = CHUNK
 
     def put(self, target: Tensor, source: Tensor) -> Wait:
@@ -102,11 +102,10 @@ class VirtualLane(Lane):
 class CudaLane(Lane):
     """Copies on a stream of its own, beside what the device computes."""
 
-    pinned = True
-
     def __init__(self, device: str) -> None:
         import torch
 
+        self.locks_for = device
         self._stream = torch.cuda.Stream(device)
         # The slab may lie where memory was used by work that is still queued.
         self._stream.wait_stream(torch.cuda.current_stream(device))
@@ -194,7 +193,7 @@ def fill(
     size = lane.chunk_bytes
     ring = None
     if host is None:
-        ring = HostBuffer(size * min(_RING, -(-total // size) or 1), pinned=lane.pinned)
+        ring = HostBuffer(size * min(_RING, -(-total // size) or 1), device=lane.locks_for)
     try:
         places = _Places(host, ring.bytes if ring is not None else None, size)
         with _reading() as submit:

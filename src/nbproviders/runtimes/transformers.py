@@ -88,7 +88,10 @@ class TransformersModel(LocalModel):
         return self._tokenizer
 
     async def sleep(self) -> Transfer:
-        """Give the device's memory back; no bytes are moved. See `Sleeps`.
+        """Give the device's memory back. See `Sleeps`.
+
+        No weights are written anywhere. On a CPU the first time compares them with their files, and so reads
+        those once.
 
         Raises
         ------

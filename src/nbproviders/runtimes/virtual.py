@@ -14,7 +14,7 @@ import weakref
 from dataclasses import dataclass
 
 from nbproviders.errors import ConfigurationError, InsufficientMemoryError
-from nbproviders.residency.memory import Reading, parse_size, size_text
+from nbproviders.residency.memory import Reading, naming, parse_size, size_text
 
 VARIABLE = "NBPROVIDERS_VIRTUAL"
 KIND = "virtual"
@@ -64,7 +64,8 @@ def devices() -> dict[str, VirtualDevice]:
                 "may be left out.",
             )
         name, total, speed = entry.groups()
-        found[name] = VirtualDevice(parse_size(total), parse_size(speed) if speed else None)
+        with naming(VARIABLE):
+            found[name] = VirtualDevice(parse_size(total), parse_size(speed) if speed else None)
     return found
 
 

@@ -298,15 +298,16 @@ class ComparedSource:
         self.equal = True
 
     def read(self, begin: int, end: int, out: Tensor) -> None:
-        """Give a part as memory has it."""
+        """Give a part as memory has it; several threads may."""
         for at in range(begin, end, _BLOCK):
             last = min(at + _BLOCK, end)
             part = out[at - begin : last - begin]
             if self.equal:
                 self.file.read(at, last, part)
-                self.equal = self.equal and same(part, self.memory.memory[at:last])
-            if not self.equal:
-                self.memory.read(at, last, part)
+                if same(part, self.memory.memory[at:last]):
+                    continue
+                self.equal = False  # never True again: other threads read other parts meanwhile
+            self.memory.read(at, last, part)
 
 
 def file_source(entry: Entry, span: Span, files: Mapping[Path, BinaryIO]) -> FileSource:

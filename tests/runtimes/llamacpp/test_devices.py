@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Iterator
 
 import pytest
 
-from nbproviders.residency.memory import Memory
+from nbproviders.residency.memory import Memory, Reading
 from nbproviders.runtimes.llamacpp import devices
 
 pytest.importorskip("llama_cpp")
@@ -80,3 +82,50 @@ def test_this_machine() -> None:
     for device in found.values():
         reading = devices.read_memory(device)
         assert 0 < reading.free_bytes <= reading.total_bytes
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two CUDA devices, one on Vulkan, and Metal, as llama.cpp and NVIDIA's library would tell them."""
+    places = {"cuda:0": "0000:c1:00.0", "cuda:1": "", "vulkan:0": "0000:c1:00.0", "mps": ""}
+    monkeypatch.setattr(devices, "accelerators", lambda: places)
+    monkeypatch.setattr(devices, "_bus_id", lambda device: device)
+    monkeypatch.setattr(devices, "nvidia_uuid", lambda bus: "1a2b-3c" if bus else "")
+    monkeypatch.setattr(devices, "read_memory", lambda device: Reading(1000, 10))
+    devices.identity.cache_clear()
+    yield
+    devices.identity.cache_clear()
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_has_the_name_that_torch_gives_it() -> None:
+    """Kernels with llama.cpp alone share a GPU with those that have torch; unknown ones are not shared."""
+    memory = Memory()
+    devices.add_probes(memory)
+    assert memory.reading("cuda:0") == memory.reading("vulkan:0") == Reading(1000, 10)
+    names = ["cuda:0", "cuda:1", "vulkan:0", "mps", "cpu"]
+    assert [memory.identity(name) for name in names] == ["cuda:1a2b-3c", "", "", "mps", ""]
+
+
+@pytest.mark.usefixtures("gpus")
+def test_what_is_read_already_stays_so() -> None:
+    """torch's reading, which counts what its allocator could give back, is not replaced."""
+    memory = Memory()
+    memory.add_probe("cuda", lambda device: Reading(1000, 700), identity=lambda device: "torch")
+    devices.add_probes(memory)
+    assert memory.reading("cuda:0") == Reading(1000, 700)
+    assert memory.identity("cuda:0") == "torch"
+    assert memory.reading("vulkan:0") == Reading(1000, 10)
+
+
+def test_properties_lie_where_llama_cpp_writes_them() -> None:
+    """Name and memory of its first device, which has no place on a bus, are those that it tells singly."""
+    ggml = devices._ggml()
+    device = ggml.ggml_backend_dev_get(0)
+    told = devices._Properties()
+    ggml.ggml_backend_dev_get_props(device, ctypes.byref(told))
+    assert told.name == ggml.ggml_backend_dev_name(device)
+    assert told.memory_total == devices.read_memory(device).total_bytes
+    assert told.type == ggml.ggml_backend_dev_type(device)
+    if not devices.accelerators():
+        assert devices._bus_id(device) == ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nbproviders.residency.memory import Memory, Reading
+from nbproviders.runtimes.devices import nvidia_uuid
 from nbproviders.runtimes.llamacpp.native import library
 
 _GPU = 1  # ggml_backend_dev_type: GGML_BACKEND_DEVICE_TYPE_GPU
@@ -59,9 +61,46 @@ def read_memory(device: Any) -> Reading:
 
 
 def add_probes(memory: Memory) -> None:
-    """Teach a residency's memory to read the accelerators that llama.cpp sees."""
+    """Teach a residency's memory to read the accelerators that llama.cpp sees.
+
+    Those that are read already stay as they are: torch knows what its own allocator could give back.
+    """
     for name in accelerators():
-        memory.add_probe(name.partition(":")[0], lambda wanted: read_memory(accelerators()[wanted]))
+        kind = name.partition(":")[0]
+        if not memory.has_probe(kind):
+            memory.add_probe(kind, lambda one: read_memory(accelerators()[one]), identity=identity)
+
+
+@cache
+def identity(device: str) -> str:
+    """Return a device's name for all processes of this machine, as torch tells it; empty if unknown."""
+    if device == "mps":
+        return device
+    if not device.startswith("cuda:"):
+        return ""
+    uuid = nvidia_uuid(_bus_id(accelerators()[device]))
+    return f"cuda:{uuid}" if uuid else ""
+
+
+class _Properties(ctypes.Structure):
+    """The beginning of ``ggml_backend_dev_props``, and room for what a later version may append."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("memory_free", ctypes.c_size_t),
+        ("memory_total", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("device_id", ctypes.c_char_p),
+        ("rest", ctypes.c_char * 64),
+    ]
+
+
+def _bus_id(device: Any) -> str:
+    """Return a device's place on the PCI bus, as ``0000:c1:00.0``; empty if it has none."""
+    told = _Properties()
+    _ggml().ggml_backend_dev_get_props(device, ctypes.byref(told))
+    return (told.device_id or b"").decode("ascii", "replace")
 
 
 def _ggml() -> Any:
@@ -80,6 +119,8 @@ def _ggml() -> Any:
         ctypes.POINTER(ctypes.c_size_t),
     ]
     ggml.ggml_backend_dev_memory.restype = None
+    ggml.ggml_backend_dev_get_props.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Properties)]
+    ggml.ggml_backend_dev_get_props.restype = None
     return ggml
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from nbproviders.residency.memory import size_text
 from nbproviders.residency.progress import Progress
 from nbproviders.runtimes.gguf.header import Header
 from nbproviders.runtimes.llamacpp import devices
@@ -42,6 +43,17 @@ def expected_bytes(files: Sequence[Header], options: Mapping[str, Any]) -> dict[
     for name in there:  # llama.cpp splits layers over all of them
         found[name] = round(total * share / len(there))
     return {device: size for device, size in found.items() if size}
+
+
+def cache_notes(whole: Plan) -> tuple[str, ...]:
+    """Return what the cache is counted for, where that is more than one text."""
+    if whole.cache_bytes <= whole.alone_bytes:
+        return ()
+    texts, cells = whole.limits.sequences, whole.limits.cells
+    return (
+        f"the cache is counted as it is for {texts} texts at once, {cells:,} tokens together; "
+        f"for one alone (parallel=1) it takes {size_text(whole.alone_bytes)}",
+    )
 
 
 def _offloaded(wanted: int | None, layers: int) -> float:
