@@ -99,12 +99,16 @@ def test_a_view_in_a_cycle_is_collected(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_tensors_that_hold_nothing_do_not_matter(caplog: pytest.LogCaptureFixture) -> None:
-    """Empty, sparse and meta tensors elsewhere are passed over by the search."""
-    others = [torch.empty(0), torch.eye(3).to_sparse(), torch.empty(5, device="meta")]
+    """Empty, sparse, meta and fake tensors elsewhere are passed over by the search."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.empty(5)
+    others = [torch.empty(0), torch.eye(3).to_sparse(), torch.empty(5, device="meta"), fake]
     model, entries, made = placed()
     row = model.weight.detach()[0]
     slab.emptied(entries, made)
-    assert len(others) == 3
+    assert len(others) == 4
     assert row.numel() == SIDE
     assert made.size_bytes == 0
 
