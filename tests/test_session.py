@@ -102,6 +102,45 @@ def test_unload_finds_a_model_however_it_was_opened(lab: type[ScriptedProvider])
     assert nbp.unload("lab:a") == 1000
 
 
+def test_a_client_of_a_provider_without_a_name() -> None:
+    """What is asked of a client looks its provider up nowhere."""
+
+    class Unnamed(ScriptedProvider):
+        name = "unnamed"
+
+    with Unnamed().model("a") as m:
+        assert nbp.will_it_fit(m).fit.verdict == "here"
+        nbp.pin(m)
+        assert nbp.residents()[0].pinned
+        nbp.unpin(m)
+
+
+def test_a_smaller_budget_holds_when_it_is_set() -> None:
+    """The next line of the cell finds it so."""
+    pytest.importorskip("torch")
+    spec = "transformers:demo-s"
+    nbp.load_sync(spec).close()
+    try:
+        nbp.set_memory("cpu=100KiB")
+        assert [one.state for one in nbp.residents()] in ([], ["warm"])
+    finally:
+        nbp.set_memory()
+
+
+def test_weights_are_not_looked_at_in_their_sleep() -> None:
+    """They are empty then: a norm of them would be 0. A pin has them back."""
+    pytest.importorskip("torch")
+    with nbp.load_sync("transformers:demo-s") as m:
+        norm = m.raw.lm_head.weight.norm().item()
+        nbp.sleep(m)
+        with pytest.raises(nbp.ClosedError, match="asleep") as caught:
+            _ = m.raw
+        assert 'nbp.pin("transformers:demo-s")' in caught.value.hint
+        nbp.pin(m)
+        assert m.raw.lm_head.weight.norm().item() == norm
+        nbp.unpin(m)
+
+
 @pytest.mark.parametrize("reference", ["nobody:x", "demo-m", "", "echo:x?oops=1"])
 def test_unload_of_what_cannot_be(reference: str) -> None:
     """A reference that cannot be read is refused, not silently nothing."""

@@ -222,7 +222,10 @@ def set_memory(
     residency.memory.set_budget(sizes)
     residency.memory.set_keep(seconds)
     residency.set_wait(longest)
-    engine.default().post(residency.settle)
+    if engine.default().here:  # where waiting would never end, they leave by and by
+        residency.settle()
+    else:
+        engine.default().wait(residency.settled)
 
 
 def unload(reference: Named, *, force: bool = False, timeout_s: float | None = None) -> int:
@@ -301,9 +304,14 @@ def _loader(reference: Named) -> Loader:
 def _service(reference: Named) -> ModelSpec | None:
     """Return the reference to a service's model; None for any other."""
     client = _client(reference)
-    text = client.loader.spec if client is not None else _reference(reference)
-    provider, spec = registry.find(text)
+    if client is not None:  # its provider need not be registered
+        return client.loader.spec if isinstance(_provider(client.loader), BaseProvider) else None
+    provider, spec = registry.find(_reference(reference))
     return spec if isinstance(provider, BaseProvider) else None
+
+
+def _provider(loader: Loader) -> object:
+    return getattr(loader, "provider", None)
 
 
 def _reference(reference: Named) -> str | ModelSpec:
@@ -346,7 +354,7 @@ def _unknown(reference: Named, loader: Loader) -> str:
         If they cannot be there.
     """
     model = loader.key.model
-    if not isinstance(registry.find(loader.spec)[0], WeightsProvider):
+    if not isinstance(_provider(loader), WeightsProvider):
         return ""
     if not is_local(model):
         return (

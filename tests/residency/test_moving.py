@@ -223,6 +223,66 @@ async def test_more_than_was_estimated_has_idle_others_leave() -> None:
     assert (there(home, idle).state, grown.model.closed) == (State.WARM, 0)
 
 
+@in_virtual_time
+@pytest.mark.parametrize("kind", [ScriptedLoader, SleepyLoader])
+async def test_more_than_there_is_room_for_stays_all_the_same(kind: type[ScriptedLoader]) -> None:
+    """Where nobody's leaving would help, nobody leaves: not the one that grew, now or after any use."""
+    home, gate = house(100, host=0), Gate()
+    busy = ScriptedLoader("busy", needs=50)
+    running = start(operate(home, busy, gate))
+    await turns()
+    grown = kind("grown", needs=40)
+    grown.needs = {"gpu": 60}  # what it holds
+
+    async def estimate() -> Estimate:
+        return Estimate(weights={"gpu": 40})
+
+    grown.estimate = estimate  # type: ignore[method-assign]
+    for _ in range(3):
+        async with home.using(grown):
+            await turns()
+        await turns()
+    assert (grown.loads, there(home, grown).state) == (1, State.HOT)
+    gate.open()
+    await running
+
+
+@in_virtual_time
+async def test_what_no_file_holds_is_no_copy_that_is_too_much() -> None:
+    """A few bytes in main memory beside no copy at all send nobody away."""
+    home = house(100, host=0)
+    loaders = [
+        SleepyLoader(name, needs=30, make=lambda: SleepyModel({"gpu": 30, HOST: 48}), wish=False)
+        for name in "ab"
+    ]
+    for loader in loaders:
+        loader.load = lambda progress, loader=loader: ScriptedLoader.load(loader, progress)  # type: ignore
+    await resident(home, *loaders)
+    await resident(home, *loaders)
+    assert [loader.loads for loader in loaders] == [1, 1]
+    home.settle()
+    await turns()
+    assert {entry.state for entry in home.entries()} == {State.HOT}
+
+
+@in_virtual_time
+async def test_what_is_allocated_at_once_is_taken_at_once() -> None:
+    """A slab shows as free memory no more, long before it is filled."""
+    home, gate = house(100), Gate()
+    loader = SleepyLoader(needs=60)
+    await asleep(home, loader)
+    loader.sleeper.gate = gate
+    asking = start(home.lease(loader))
+    await turns()
+    entry = there(home, loader)
+    entry.progress.report(10, 60)
+    assert entry.taken("gpu") == 10
+    entry.progress.allocated_bytes["gpu"] = 61  # in whole pages
+    assert entry.taken("gpu") == 60
+    gate.open()
+    (await asking).release()
+
+
 # By hand
 
 

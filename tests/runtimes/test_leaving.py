@@ -56,6 +56,68 @@ def test_small_views_keep_what_they_show(see: str, caplog: pytest.LogCaptureFixt
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize("see", ["weight.detach()[3]", "weight.data[3]", "weight[3]"])
+def test_a_row_of_a_large_tensor_does_not_keep_it(
+    see: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the row is a view of, and nobody sees, is neither copied nor kept."""
+    monkeypatch.setattr(leaving, "COPIED_BYTES", 2**20)
+    model, entries, made = placed()
+    row = eval(see, {"weight": model.weight})
+    before = row.detach().clone()
+    slab.emptied(entries, made)
+    assert torch.equal(row.detach(), before)
+    assert made.size_bytes == 0
+    assert caplog.messages == []
+
+
+def test_what_somebody_sees_as_well_is_not_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large view that has a name stays as it is, with the row taken of it."""
+    monkeypatch.setattr(leaving, "COPIED_BYTES", 2**20)
+    model, entries, made = placed()
+    whole = model.weight.detach()
+    row, before = whole[3], whole.clone()
+    slab.emptied(entries, made)
+    assert torch.equal(whole, before)
+    assert torch.equal(row, before[3])
+    assert made.size_bytes > 0
+
+
+def test_memory_that_was_given_to_another_is_not_touched() -> None:
+    """An address that came free is somebody else's, though a part of what was left is still looked into."""
+    kept, gone = torch.ones(5_000_000), torch.ones(10_000_000)
+    view, departure = kept[:3], leaving.Leaving()
+    departure.add(kept)
+    departure.add(gone)
+    del kept, gone
+    strangers = [torch.zeros(10_000_000) for _ in range(4)]
+    addresses = [one.data_ptr() for one in strangers]
+    departure.settle()
+    assert [one.data_ptr() for one in strangers] == addresses
+    assert (view.tolist(), departure.left_bytes) == ([1.0] * 3, 0)
+
+
+def test_a_load_that_fails_keeps_nothing_though_its_error_lives(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The frames of what should have filled a slab are no user's view: no word of one."""
+    seen: list[torch.Tensor] = []
+    made = slab.Slab("cpu", 2**24)
+
+    def fill() -> None:
+        try:
+            seen.append(made.bytes.view(torch.float32))  # as a frame of the error keeps it
+            raise OSError("the disk is gone")
+        finally:
+            made.free()
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        fill()
+    assert seen[0].untyped_storage().nbytes() == 0
+    assert made.size_bytes == 0
+    assert caplog.messages == []
+
+
 def test_what_is_too_large_to_copy_stays(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

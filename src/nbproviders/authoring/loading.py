@@ -30,7 +30,7 @@ class ResourceLoader:
     """Loads by a provider's own `setup`, on the engine's loop; closing is its `teardown`."""
 
     def __init__(self, provider: ModelProvider, spec: ModelSpec, key: ResourceKey) -> None:
-        self._provider, self.spec, self.key = provider, spec, key
+        self.provider, self.spec, self.key = provider, spec, key
 
     async def prepare(self) -> None:
         """Free what a former definition of the provider has loaded."""
@@ -47,14 +47,14 @@ class ResourceLoader:
         progress.phase = "setting up"
         token = managed.set(True)
         try:
-            handle = await self._provider.setup(self.key.model, **self.key.values)
+            handle = await self.provider.setup(self.key.model, **self.key.values)
         finally:
             managed.reset(token)
         if not isinstance(handle, ModelHandle) and not (
             hasattr(handle, "model") and hasattr(handle, "teardown")
         ):
             raise ProviderError(
-                f"{type(self._provider).__name__}.setup returned {type(handle).__name__}, not a "
+                f"{type(self.provider).__name__}.setup returned {type(handle).__name__}, not a "
                 "ModelHandle.",
                 hint="Return ModelHandle(resource_id, model, manager=self).",
             )
@@ -113,13 +113,13 @@ class ResidentLoader:
     """Loads by a provider's `load`: on a thread that the model keeps, or awaited on the engine's loop."""
 
     def __init__(self, provider: ResidentProvider, spec: ModelSpec, key: ResourceKey) -> None:
-        self._provider, self.spec, self.key = provider, spec, key
+        self.provider, self.spec, self.key = provider, spec, key
         self._told: Estimate | None = None
 
     @property
     def remote(self) -> bool:
         """As the provider says, before anything is loaded."""
-        return self._provider.remote(self.key)
+        return self.provider.remote(self.key)
 
     async def prepare(self) -> None:
         """Free what a former definition of the provider has loaded."""
@@ -131,11 +131,11 @@ class ResidentLoader:
         return self._told
 
     def _estimated(self) -> Estimate:
-        return measuring.corrected(Estimate.of(self._provider.estimate(self.key)))
+        return measuring.corrected(Estimate.of(self.provider.estimate(self.key)))
 
     async def prefetch(self, progress: Progress) -> None:
         """Have the provider read ahead, on a thread; it stops when `progress` is cancelled."""
-        await asyncio.to_thread(self._provider.prefetch, self.key, progress)
+        await asyncio.to_thread(self.provider.prefetch, self.key, progress)
 
     async def load(self, progress: Progress) -> Model:
         """Run `load`. Cancelled, one on a thread stops at its next report and leaves nothing."""
@@ -151,11 +151,11 @@ class ResidentLoader:
         return model
 
     async def _loaded(self, progress: Progress) -> Model:
-        if inspect.iscoroutinefunction(self._provider.load):
-            return await self._provider.open_spec(self.spec, self.key, progress)
+        if inspect.iscoroutinefunction(self.provider.load):
+            return await self.provider.open_spec(self.spec, self.key, progress)
         worker = Worker(self.spec.model.rpartition("/")[2])
         work = asyncio.ensure_future(
-            worker.run(self._provider.load_spec, self.spec, self.key, progress)
+            worker.run(self.provider.load_spec, self.spec, self.key, progress)
         )
         stays = False
         try:

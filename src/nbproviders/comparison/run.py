@@ -101,7 +101,12 @@ def compare_sync(
     # Made here: what a provider's making waits for must not be the engine.
     run = Run.of(models, prompts, params, scorers, repeats, budget)
     began_s = time.perf_counter()
-    engine.default().wait(run.all, timeout_s, _Bar(run) if progress else None)
+
+    async def work() -> None:
+        with told_elsewhere():
+            await run.all()
+
+    engine.default().wait(work, timeout_s, _Bar(run) if progress else None)
     return run.result(time.perf_counter() - began_s)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
 from nbproviders.residency import refusal
@@ -26,6 +27,8 @@ PATIENCE_S = 5.0
 BREAK_S = 10.0
 # A kernel that ends takes its page along at once, and its memory a little later.
 SETTLED_S = 1.0
+# What models may keep in main memory beside copies, whatever is allowed for these: what no file holds.
+_BESIDE_BYTES = 16 * 2**20
 
 
 class Admission:
@@ -205,22 +208,42 @@ class Admission:
                 return {}
         return want.optional
 
-    def over(self) -> tuple[Sequence[tuple[Entry, MoveKind]], bool]:
-        """Return moves towards charges within their limits, and whether more has to leave later.
+    def over(
+        self, *, but: Entry | None = None, everybody: bool = False
+    ) -> tuple[Sequence[tuple[Entry, MoveKind]], bool]:
+        """Return moves that bring charges within their limits, and whether more has to leave for that later.
 
-        Loads take more than was told, and limits are lowered. What is in use stays until it is not.
+        Loads take more than was told, and limits are lowered.
+
+        Parameters
+        ----------
+        but
+            Stays.
+        everybody
+            Where no moves suffice, because of models in use: have all others leave all the same.
         """
         entries = {entry.key.digest: entry for entry in self._table.all()}
         charges = _total([entry.charges for entry in entries.values()])
         limits = self.room.limits([charges])
         excess = {d: charges[d] - limit for d, limit in limits.items() if charges[d] > limit}
+        if excess.get(HOST, _BESIDE_BYTES + 1) <= _BESIDE_BYTES:
+            del excess[HOST]
         if not excess:
             return (), False
-        decided = plan(self._seats(()), dict.fromkeys(excess, 1), _less_one(limits))
+        seats = [seat(entry, self._table) for entry in entries.values()]
+        if but is not None:
+            kept = but.key.digest
+            seats = [replace(one, pinned=True) if one.name == kept else one for one in seats]
+        decided = plan(seats, dict.fromkeys(excess, 1), _less_one(limits))
         if decided.verdict == "fits":
             return [(entries[name], kind) for name, kind in decided.moves], False
-        there = [e for e in entries.values() if e.idle and excess.keys() & e.charges.keys()]
-        return [(e, "sleep" if _sleeps_off(e, excess) else "free") for e in there], True
+        idle = [e for e in entries.values() if e.idle] if everybody else []
+        return [
+            (e, "sleep" if _sleeps_off(e, excess) else "free")
+            for e in idle
+            # What sleeps keeps next to nothing of a device.
+            if any(e.charges.get(d) and (d == HOST or e.state is State.HOT) for d in excess)
+        ], everybody
 
     def _others(self, wants: Sequence[Want]) -> list[Entry]:
         wanted = {id(want.entry) for want in wants}

@@ -160,4 +160,4 @@ class Entry:
         there = self.held.get(device, 0) if self.model is not None else 0
         share = self.progress.fraction
         done = self.progress.done_bytes if share is None else int(weights * share)
-        return min(weights, max(there, done))
+        return min(weights, max(there, done, self.progress.allocated_bytes.get(device, 0)))

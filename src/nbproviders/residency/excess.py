@@ -27,29 +27,35 @@ class Excess:
         self, admission: Admission, make: Callable[[Entry, MoveKind], Awaitable[None]]
     ) -> None:
         self._admission, self._make = admission, make
-        self._more = False  # what is in use is too much: it leaves once it is not
+        self._lowered = False  # less is allowed than what is in use: it leaves once it is not
         self._tasks: set[asyncio.Task[None]] = set()  # a loop keeps tasks by weak references only
 
-    def look(self, but: Entry | None = None) -> None:
-        """Have idle models leave, except one, if there is too much."""
+    def lower(self) -> None:
+        """Have idle models leave, now that less may be allowed; and what is in use once it is not."""
         with suppress(ConfigurationError):  # a budget that cannot be read is told by the next load
-            moves, self._more = self._admission.over()
+            moves, self._lowered = self._admission.over(everybody=True)
             for entry, kind in moves:
-                if entry is not but:
-                    self.make(entry, kind)
+                self.make(entry, kind)
 
     def loaded(self, entry: Entry, promised: Mapping[str, int]) -> None:
-        """Look, if a model took more than was told before it was loaded."""
-        if any(count > promised.get(device, 0) for device, count in entry.charges.items()):
-            self.look(entry)
+        """Have idle others leave, if a model took more than was told before it was loaded, and that helps."""
+        more = {d for d, count in entry.charges.items() if count > promised.get(d, 0)}
+        if more:
+            moves, _ = self._admission.over(but=entry)
+            for other, kind in moves:
+                self.make(other, kind)
 
     def used(self) -> None:
         """Look again, now that a model is no longer in use, if some had to stay for that."""
-        if self._more:
-            self.look()
+        if self._lowered:
+            self.lower()
 
     def make(self, entry: Entry, kind: MoveKind) -> None:
         """Have a model make a move, by and by."""
         task = asyncio.ensure_future(self._make(entry, kind))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def made(self) -> None:
+        """Wait until all moves that were begun are made."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -12,7 +12,7 @@ from nbproviders.core.model import Model, ModelInfo, Stream, require, tokens_of
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.tokens import Score, Token
 from nbproviders.errors import ClosedError, InsufficientMemoryError
-from nbproviders.residency.entry import Loader
+from nbproviders.residency.entry import Loader, State
 from nbproviders.residency.lease import Lease
 from nbproviders.residency.residency import Residency
 
@@ -154,6 +154,13 @@ class LeasedModel(Model):
         if entry is None or entry.model is None:
             raise ClosedError(
                 f"{self._loader.spec} is not in memory now.", hint="Generate something first."
+            )
+        if (
+            entry.state is not State.HOT
+        ):  # its weights are empty: figures of them would be wrong in silence
+            raise ClosedError(
+                f"The weights of {self._loader.spec} are not in memory now: it is asleep, or on its way.",
+                hint=f'nbp.pin("{self._loader.spec}") brings them back and keeps them there.',
             )
         return entry.model.raw
 

@@ -49,8 +49,8 @@ class Mover:
     def __init__(self, table: Table, memory: Memory, record: Record) -> None:
         self._table, self._memory, self._record = table, memory, record
         self.admission = Admission(table, memory, record, self._make, self.go_on)
-        self._excess = Excess(self.admission, self._make)
-        self.keeping = Keeping(table, memory, lambda entry: self._excess.make(entry, "free"))
+        self.excess = Excess(self.admission, self._make)
+        self.keeping = Keeping(table, memory, lambda entry: self.excess.make(entry, "free"))
 
     # In
 
@@ -133,7 +133,7 @@ class Mover:
             if entry.model is None:
                 # Out of the table at once: whoever asks now waits until it is gone, and loads anew.
                 self._leave(entry, "freed")
-        self._excess.used()
+        self.excess.used()
 
     def _unreserve(self, entry: Entry, wanted: bool) -> None:
         entry.admitted = False
@@ -165,7 +165,7 @@ class Mover:
         self.admission.sharing.publish()
         self.admission.changes.tell()
         self.go_on(entry)
-        self._excess.used()  # what was granted in its last step may be idle by now
+        self.excess.used()  # what was granted in its last step may be idle by now
 
     async def _bring(self, entry: Entry) -> None:
         began_s = self._table.now_s()
@@ -196,7 +196,7 @@ class Mover:
                 entry.charges = _with(held, entry.reserve)
             self._is_hot(entry)
             entry.load_s = entry.last_used_s - began_s
-        self._excess.loaded(entry, promised)
+        self.excess.loaded(entry, promised)
         moved = sum(n for device, n in held.items() if device != HOST)
         moved = min(moved, entry.weights_bytes or moved)  # a cache was made, not moved
         self._table.came(entry.key, moved)
@@ -279,12 +279,12 @@ class Mover:
         """Note that a model was used."""
         self.admission.sharing.hint()
         self.keeping.used()
-        self._excess.used()
+        self.excess.used()
 
     def settle(self) -> None:
         """Have idle models leave that are too much, or there too long, after a change of what is allowed."""
         self.keeping.look()
-        self._excess.look()
+        self.excess.lower()
 
     async def _make(self, entry: Entry, kind: MoveKind) -> None:
         """Carry out a planned move; a model whose closing fails has left all the same.

@@ -16,6 +16,8 @@ class Progress:
         What is being done, in a word or two.
     done_bytes, total_bytes
         How far; the total is 0 while unknown.
+    allocated_bytes
+        By device, what was allocated at once, before it is filled.
     host_bytes
         Main memory that a copy of the weights may take, for a device that has memory of its own; 0 is none.
     """
@@ -24,6 +26,7 @@ class Progress:
         self.phase = "starting"
         self.done_bytes = 0
         self.total_bytes = 0
+        self.allocated_bytes: dict[str, int] = {}
         self.host_bytes = 0
         self._stop = threading.Event()
 

@@ -214,8 +214,13 @@ class Residency:
         self._record.add("pinned", loader.spec.text, entry.charged_bytes if entry else 0)
 
     def settle(self) -> None:
-        """Have idle models leave at once that a change of budget or time leaves no place for."""
+        """Have idle models leave that a change of budget or time leaves no place for."""
         self._mover.settle()
+
+    async def settled(self) -> None:
+        """The same, and wait until they have left."""
+        self._mover.settle()
+        await self._mover.excess.made()
 
     def set_wait(self, wait_s: float) -> None:
         """Set the longest wait for memory that running models hold, in seconds."""

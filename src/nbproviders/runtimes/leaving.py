@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +31,17 @@ class Leaving:
     """
 
     def __init__(self) -> None:
-        self._pieces: dict[int, tuple[Any, int]] = {}  # reference and bytes, by address
+        self._pieces: dict[int, tuple[Any, int]] = {}  # weak reference and bytes, by the storage
 
     def add(self, tensor: Tensor) -> None:
         """Note the memory that a tensor lies in, without holding it."""
         from torch.multiprocessing.reductions import StorageWeakRef
 
         storage = tensor.untyped_storage()
-        size, address = storage.nbytes(), storage.data_ptr()
-        if size and address and address not in self._pieces:
-            self._pieces[address] = (StorageWeakRef(storage), size)
+        if storage.nbytes() and storage.data_ptr():
+            reference = StorageWeakRef(storage)
+            # By what the reference keeps from being given away; an address in memory is another's at once.
+            self._pieces.setdefault(reference.cdata, (reference, storage.nbytes()))
 
     @property
     def size_bytes(self) -> int:
@@ -65,29 +67,38 @@ class Leaving:
             )
 
     def _copy(self) -> None:
-        """Give others' small views memory of their own; not where numpy, too, may have the address."""
+        """Give others' small views memory of their own; not where numpy may have the address, too."""
         import torch
 
         found = list(self._views())
-        if sum(view.numel() * view.element_size() for view in found) <= COPIED_BYTES:
+        hidden = _hidden(found)
+        views = [view for view in found if not any(view is base for base in hidden)]
+        if sum(view.numel() * view.element_size() for view in views) <= COPIED_BYTES:
             with torch.no_grad():
-                for view in found:
+                for view in views:
                     view.data = view.data.clone()
+                for base in hidden:
+                    base.data = torch.empty(0, dtype=base.dtype, device=base.device)
 
     def _views(self) -> Iterator[Tensor]:
         import torch
 
         for one in gc.get_objects():
-            # Of these types only: others pretend, or warn when they are asked for an address.
-            if (
-                type(one) not in (torch.Tensor, torch.nn.Parameter)
-                or one.layout is not torch.strided
-            ):
+            # Of these types only: others pretend, or warn when they are asked for their memory.
+            plain = type(one) in (torch.Tensor, torch.nn.Parameter)
+            if not plain or one.layout is not torch.strided:
                 continue
-            try:
-                storage = one.untyped_storage()
-                address = storage.data_ptr()
-            except (RuntimeError, NotImplementedError):  # a tensor without memory
-                continue
-            if address in self._pieces and storage.resizable():
+            storage = one.untyped_storage()
+            if storage._cdata in self._pieces and storage.resizable():
                 yield one
+
+
+def _hidden(found: list[Tensor]) -> list[Tensor]:
+    """Return tensors that nobody sees: ``weight.detach()[0]`` keeps what it is a view of."""
+    import torch
+
+    view = torch.zeros(2)[0]
+    probe = [view._base]
+    [unseen] = [sys.getrefcount(one) for one in probe]  # what torch and this very look hold
+    bases = {id(one._base) for one in found if one._base is not None}
+    return [one for one in found if id(one) in bases and sys.getrefcount(one) <= unseen]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nbproviders.errors import InsufficientMemoryError, foreign, is_out_of_memory
 from nbproviders.residency.memory import size_text
 from nbproviders.runtimes import devices, peaks, virtual
-from nbproviders.runtimes.hostcopy import main_memory
+from nbproviders.runtimes.hostcopy import give_back, main_memory
 from nbproviders.runtimes.leaving import Leaving
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ class Slab:
 
     def __init__(self, device: str, size_bytes: int) -> None:
         self._left: Leaving | None = None
+        self._pointed = False
         self._taking = virtual.Taking(device, size_bytes) if virtual.is_virtual(device) else None
         with ExitStack() as undone:
             if self._taking is not None:
@@ -228,6 +229,7 @@ class Slab:
         """Make tensors views into it; what they are, and who refers to them, stays."""
         import torch
 
+        self._pointed = True
         storage, first = self.bytes.untyped_storage(), self.bytes.storage_offset()
         with torch.no_grad():
             for entry in entries:
@@ -247,7 +249,10 @@ class Slab:
         """Let go of the memory."""
         if self._left is None:
             self._left = leaving
-            leaving.add(self.bytes)
+            if self._pointed:
+                leaving.add(self.bytes)
+            else:  # nobody has seen it but who was to fill it, in whose frames it lives as long as his error
+                give_back(self.bytes)
             del self.bytes
 
     def settle(self) -> None:
@@ -282,6 +287,18 @@ def _allocated(device: str, size_bytes: int) -> Tensor:
 def emptied(entries: Sequence[Entry], slab: Slab | None = None) -> None:
     """Make tensors hold nothing; see `empty`."""
     empty([view.tensor for entry in entries for view in entry.views], slab)
+
+
+def discard(entries: Sequence[Entry]) -> None:
+    """Give back the memory of tensors that nobody has seen yet, whatever frames still refer to it."""
+    import torch
+
+    with torch.no_grad():
+        for view in (view for entry in entries for view in entry.views):
+            storage = view.tensor.untyped_storage()
+            view.tensor.data = torch.empty(0, dtype=view.dtype, device=view.tensor.device)
+            if storage.resizable():
+                storage.resize_(0)
 
 
 def empty(tensors: Iterable[Tensor], slab: Slab | None = None) -> int:

@@ -21,7 +21,15 @@ from nbproviders.runtimes.placement import (
     spans_of,
     told,
 )
-from nbproviders.runtimes.slab import Entry, Slab, TooLargePieceError, emptied, layout, slab_bytes
+from nbproviders.runtimes.slab import (
+    Entry,
+    Slab,
+    TooLargePieceError,
+    discard,
+    emptied,
+    layout,
+    slab_bytes,
+)
 from nbproviders.runtimes.weightfiles import (
     ComparedSource,
     MemorySource,
@@ -93,9 +101,11 @@ class Slabbed(Placement):
         self._kept: dict[int, Tensor] = {}  # by an entry's number
         self._host: HostBuffer | None = None
         self._slab = Slab(device, self._size)
+        progress.allocated_bytes[device] = self._size
         self.entries = entries  # for `free`
         with ExitStack() as undone:
             undone.callback(self.free)
+            undone.callback(discard, entries)  # the last is done first
             # Granted by the tensors' bytes; what aligns them in a slab is less than a thousandth.
             if 0 < sum(entry.size_bytes for entry in entries) <= progress.host_bytes:
                 self._host = HostBuffer(self._size, device=device)
@@ -146,6 +156,7 @@ class Slabbed(Placement):
 
     def _return(self, progress: Progress) -> tuple[int, str]:
         slab = Slab(self._device, self._size)
+        progress.allocated_bytes[self._device] = self._size
         with ExitStack() as undone:
             undone.callback(slab.free)
             with transfers.lane(self._device, progress.check) as lane:
