@@ -328,3 +328,20 @@ async def test_without_progress_nothing_is_shown(monkeypatch: pytest.MonkeyPatch
     assert list(result.frame["score_quiet"]) == [True]
     nbp.compare_sync("echo:a?delay_s=0.05", prompts, progress=False)
     assert not shown
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_scorers_that_wait_for_models_show_no_line(blocking: bool) -> None:
+    """A comparison has its own, whichever way it is called."""
+    shown: list[object] = []
+
+    def judged(text: str, expected: str | None) -> float:
+        shown.append(progress.watch_opening([]))
+        return 1.0
+
+    prompts = [("a", "a")]
+    if blocking:
+        await asyncio.to_thread(nbp.compare_sync, {"m": ScriptedModel()}, prompts, scorers=judged)
+    else:
+        await nbp.compare({"m": ScriptedModel()}, prompts, scorers=judged)
+    assert shown == [None]

@@ -228,11 +228,12 @@ async def test_more_than_was_estimated_has_idle_others_leave() -> None:
 async def test_more_than_there_is_room_for_stays_all_the_same(kind: type[ScriptedLoader]) -> None:
     """Where nobody's leaving would help, nobody leaves: not the one that grew, now or after any use."""
     home, gate = house(100, host=0), Gate()
-    busy = ScriptedLoader("busy", needs=50)
+    busy, idle = ScriptedLoader("busy", needs=40), ScriptedLoader("idle", needs=10)
     running = start(operate(home, busy, gate))
+    await resident(home, idle)
     await turns()
-    grown = kind("grown", needs=40)
-    grown.needs = {"gpu": 60}  # what it holds
+    grown = kind("grown")
+    grown.needs = {"gpu": 80}  # what it holds
 
     async def estimate() -> Estimate:
         return Estimate(weights={"gpu": 40})
@@ -243,6 +244,7 @@ async def test_more_than_there_is_room_for_stays_all_the_same(kind: type[Scripte
             await turns()
         await turns()
     assert (grown.loads, there(home, grown).state) == (1, State.HOT)
+    assert there(home, idle).state is State.HOT
     gate.open()
     await running
 

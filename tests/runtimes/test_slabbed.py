@@ -100,6 +100,29 @@ def test_a_file_that_holds_something_else_is_not_relied_upon(tmp_path: Path) -> 
     there.free()
 
 
+def test_a_slab_is_told_before_it_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Free memory shows it no more from then on; so at a load and at each wake."""
+    model, told = Halves(), []
+    stored = {name: p.detach().clone() for name, p in model.named_parameters()}
+    save_file(stored, tmp_path / "model.safetensors")
+
+    class Watched(Progress):
+        def report(self, *arguments: Any, **named: Any) -> None:
+            told.append(dict(self.allocated_bytes))
+            super().report(*arguments, **named)
+
+    there = slabbed.place(model, "virtual:0", tmp_path, Watched())
+    taken = {"virtual:0": there.held["virtual:0"]}
+    assert told[0] == taken
+    there.sleep()
+    told.clear()
+    there.wake(Watched())
+    assert told[0] == taken
+    there.free()
+
+
 def test_without_files_a_model_is_placed_all_the_same() -> None:
     """Weights of no file go to the device; without a copy and too large to keep, they do not sleep."""
     model = torch.nn.Linear(3000, 2000, bias=False)

@@ -86,7 +86,6 @@ class ModelGroup:
 
     def __enter__(self) -> tuple[SyncClient, ...]:
         __tracebackhide__ = True
-        __tracebackhide__ = True
         clients = self.open_sync()
         self._blocks.enter(threading.get_ident(), clients)
         return clients

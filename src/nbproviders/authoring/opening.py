@@ -168,7 +168,6 @@ class ModelContext:
 
     def __enter__(self) -> SyncClient:
         __tracebackhide__ = True
-        __tracebackhide__ = True
         client = self._opened.client_now()
         self._blocks.enter(threading.get_ident(), client)
         return client

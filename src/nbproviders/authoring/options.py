@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nbproviders.core.config import MASK
-from nbproviders.core.spec import holds_secret
+from nbproviders.core.spec import did_you_mean, holds_secret
 from nbproviders.errors import ConfigurationError
 
 CALL_OPTIONS = ("chat", "invariant")
@@ -124,8 +123,8 @@ def _value(given: Mapping[str, Any], name: str, option: Option) -> Any:
 
 
 def _near(name: str, declared: Mapping[str, Option]) -> str:
-    close = difflib.get_close_matches(name, [*declared, *CALL_OPTIONS], 1)
-    return f"Did you mean {close[0]!r}? " if close else ""
+    asked = did_you_mean(name, [*declared, *CALL_OPTIONS], 0.6)
+    return f"{asked} " if asked else ""
 
 
 def _fits(value: Any, kinds: tuple[type, ...]) -> bool:

@@ -155,9 +155,9 @@ class ModelSpec:
         return hash(self.text)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the question whether another name was meant; empty if none is like it."""
-    near = difflib.get_close_matches(name.lower(), list(known), 1, 0.75)
+def did_you_mean(name: str, known: Iterable[str], alike: float = 0.75) -> str:
+    """Return the question whether another name was meant; empty if none is so much alike, from 0 to 1."""
+    near = difflib.get_close_matches(name.lower(), list(known), 1, alike)
     return f"Did you mean {near[0]!r}?" if near else ""
 
 

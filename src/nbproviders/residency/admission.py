@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
 from nbproviders.residency import refusal
@@ -208,17 +207,13 @@ class Admission:
                 return {}
         return want.optional
 
-    def over(
-        self, *, but: Entry | None = None, everybody: bool = False
-    ) -> tuple[Sequence[tuple[Entry, MoveKind]], bool]:
+    def over(self, *, everybody: bool) -> tuple[Sequence[tuple[Entry, MoveKind]], bool]:
         """Return moves that bring charges within their limits, and whether more has to leave for that later.
 
         Loads take more than was told, and limits are lowered.
 
         Parameters
         ----------
-        but
-            Stays.
         everybody
             Where no moves suffice, because of models in use: have all others leave all the same.
         """
@@ -230,11 +225,7 @@ class Admission:
             del excess[HOST]
         if not excess:
             return (), False
-        seats = [seat(entry, self._table) for entry in entries.values()]
-        if but is not None:
-            kept = but.key.digest
-            seats = [replace(one, pinned=True) if one.name == kept else one for one in seats]
-        decided = plan(seats, dict.fromkeys(excess, 1), _less_one(limits))
+        decided = plan(self._seats(()), dict.fromkeys(excess, 1), _less_one(limits))
         if decided.verdict == "fits":
             return [(entries[name], kind) for name, kind in decided.moves], False
         idle = [e for e in entries.values() if e.idle] if everybody else []

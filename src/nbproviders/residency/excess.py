@@ -39,9 +39,8 @@ class Excess:
 
     def loaded(self, entry: Entry, promised: Mapping[str, int]) -> None:
         """Have idle others leave, if a model took more than was told before it was loaded, and that helps."""
-        more = {d for d, count in entry.charges.items() if count > promised.get(d, 0)}
-        if more:
-            moves, _ = self._admission.over(but=entry)
+        if any(count > promised.get(device, 0) for device, count in entry.charges.items()):
+            moves, _ = self._admission.over(everybody=False)  # itself, it still counts as loading
             for other, kind in moves:
                 self.make(other, kind)
 

@@ -155,9 +155,8 @@ class LeasedModel(Model):
             raise ClosedError(
                 f"{self._loader.spec} is not in memory now.", hint="Generate something first."
             )
-        if (
-            entry.state is not State.HOT
-        ):  # its weights are empty: figures of them would be wrong in silence
+        # Its weights are empty then: figures of them would be wrong in silence.
+        if entry.state is not State.HOT:
             raise ClosedError(
                 f"The weights of {self._loader.spec} are not in memory now: it is asleep, or on its way.",
                 hint=f'nbp.pin("{self._loader.spec}") brings them back and keeps them there.',

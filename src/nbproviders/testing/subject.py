@@ -242,7 +242,7 @@ async def raised(work: Awaitable[object]) -> BaseException | None:
     """Return what something raises, of whatever kind; a cancellation from outside goes on."""
     try:
         await work
-    except BaseException as error:
+    except BaseException as error:  # the border to the provider under test; the clause shows it
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise
