@@ -317,6 +317,29 @@ def test_the_static_form_tells_all_and_is_escaped(picker: Callable[..., ModelPic
     assert "echo:<script>x" in bundle["text/plain"]
 
 
+def test_a_name_cannot_turn_what_stands_beside_it_round(
+    picker: Callable[..., ModelPicker],
+) -> None:
+    """Signs that turn text round are written out, and no mathematics is set in a name."""
+    one = picker("echo:$x$\u202eb")
+    click(one, "Load")
+    bundle = one._repr_mimebundle_()
+    for text in (one._status.value, one._table.value, bundle["text/plain"], bundle["text/html"]):
+        assert "\u202e" not in text
+        assert "U+202E" in text
+    assert one._code.value.startswith("m = await nbp.load('echo:$x$\\u202eb')\n")
+    assert "mathjax_ignore" in one._status.value
+    assert "mathjax_ignore" in one._table.value
+
+
+def test_the_table_names_a_state_as_the_panel_does(picker: Callable[..., ModelPicker]) -> None:
+    """A model that sleeps is asleep here too."""
+    with nbp.model("transformers:demo-xs"):
+        pass
+    nbp.sleep("transformers:demo-xs")
+    assert ">asleep<" in picker("transformers:demo-xs")._table.value
+
+
 def test_every_control_has_a_name(picker: Callable[..., ModelPicker]) -> None:
     """Every field and button has a label, and a tooltip that says what it is for."""
     one = picker("echo:echo")

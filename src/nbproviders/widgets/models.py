@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import html
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from nbproviders.catalog import aliases
 from nbproviders.core.client import Client
 from nbproviders.core.spec import ModelSpec, ResourceKey, is_secret
 from nbproviders.errors import scrub
+from nbproviders.render.memory import memory_text, state_text
+from nbproviders.render.tables import NO_FORMULAS, visible
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.entry import Entry, Loader, State
 from nbproviders.residency.memory import size_text
@@ -26,6 +27,7 @@ PREFERRED = (("transformers", "demo-m"), ("llama-cpp", "demo-m"), ("echo", "echo
 POLL_S = 0.05
 CELL = "text-align:left;padding:2px 16px 2px 0;vertical-align:top;line-height:1.4"
 _LONG, _SHORT = "overflow-wrap:anywhere", "white-space:nowrap"
+CODE = "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)"
 MUTED = "color:var(--jp-ui-font-color2,inherit)"
 
 
@@ -106,12 +108,8 @@ def describe(spec: str, entry: Entry) -> Loading:
 
 
 def row(one: Resident) -> tuple[str, str, str, str]:
-    """Return the cells of a model's row: reference, state, size, open handles."""
-    state = "ready" if one.state is State.HOT else str(one.state)
-    if one.progress is not None:
-        state += f" {math.floor(100 * one.progress)} %"
-    size = ", ".join(f"{size_text(count)} on {device}" for device, count in one.bytes.items())
-    return one.spec, state, size or "0 B", str(one.handles)
+    """Return the cells of a model's row: reference, state, memory, open handles."""
+    return one.spec, state_text(one), memory_text(one), str(one.handles)
 
 
 def residents_html(residents: Sequence[Resident]) -> str:
@@ -122,13 +120,13 @@ def residents_html(residents: Sequence[Resident]) -> str:
     head = "".join(f'<th scope="col" style="{CELL};{_SHORT}">{text}</th>' for text in heads)
     body = "".join(f"<tr>{_cells(one)}</tr>" for one in residents)
     return (
-        f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'
+        f'<table class="{NO_FORMULAS}" style="border-collapse:collapse"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table>"
     )
 
 
 def _cells(one: Resident) -> str:
-    spec, *others = (html.escape(text) for text in row(one))
+    spec, *others = (html.escape(visible(text)) for text in row(one))
     first = f'<td style="{CELL};{_LONG}">{spec}</td>'
     return first + "".join(f'<td style="{CELL};{_SHORT}">{text}</td>' for text in others)
 
@@ -142,8 +140,13 @@ def code(spec: str) -> str:
     """Return the code that loads and unloads a model."""
     if not spec:
         return ""
-    written = json.dumps(spec, ensure_ascii=False)
+    written = quoted(spec)
     return f"m = await nbp.load({written})\nnbp.unload({written})"
+
+
+def quoted(spec: str) -> str:
+    """Return a reference as Python writes it, what cannot be seen in escapes: code is what it looks."""
+    return ascii(spec) if visible(spec) != spec else json.dumps(spec, ensure_ascii=False)
 
 
 def holds_secret(text: str) -> bool:

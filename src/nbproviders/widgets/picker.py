@@ -15,15 +15,15 @@ from nbproviders import registry, session
 from nbproviders.core.client import Client
 from nbproviders.core.spec import ModelSpec, ResourceKey, split_options
 from nbproviders.errors import ConfigurationError, ProviderError
+from nbproviders.render.tables import visible
 from nbproviders.widgets import closing, models
-from nbproviders.widgets.models import CELL, MUTED, Loading
+from nbproviders.widgets.models import CELL, CODE, MUTED, Loading
 from nbproviders.widgets.on_disk import OnDisk
+from nbproviders.widgets.status import Status
 from nbproviders.widgets.tasks import Home, Job, State, clicks_note, told
 
 _LABEL = "80px"
 _WIDE = "640px"
-_CODE = "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)"
-_SIGNS = {"done": "✓", "failed": "✗", "busy": "…", "": "·"}
 
 
 class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not typed
@@ -57,7 +57,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
     def __init__(self, spec: str = "", **kwargs: Any) -> None:
         chosen = ModelSpec.parse(spec, registry.names()).text if spec else models.first()
         self._filling = self._loadable = False
-        self._said = ("", "")
+        self._said = Status()
         self._provider_shown = ""
         self._models: dict[str, str] = dict(models.PREFERRED)
         self._loaded: tuple[str, ResourceKey | None] = ("", None)
@@ -315,13 +315,8 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         self._show_table()
 
     def _say(self, kind: str, text: str) -> None:
-        self._said = (kind, text)
-        shown = html.escape(f"{_SIGNS[kind]} {text}").replace("\n", "<br>")
-        color = f"color:var(--jp-{'error' if kind == 'failed' else 'ui-font'}-color1,inherit)"
-        self._status.value = (
-            f'<div role="status" aria-live="polite" style="{color};line-height:1.5;'
-            f'overflow-wrap:anywhere">{shown}</div>'
-        )
+        self._said = Status(kind, text)
+        self._status.value = self._said.html()
 
     def _show_table(self) -> None:
         self._table.value = models.residents_html(session.residents())
@@ -362,15 +357,14 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             name if info.available else f"{name} (not available: {info.reason})"
             for name, info in registry.list_available().items()
         ]
-        sign, text = _SIGNS[self._said[0]], self._said[1]
-        facts = [("Model", self.spec or "none chosen"), ("Status", f"{sign} {text}")]
+        facts = [("Model", self.spec or "none chosen"), ("Status", str(self._said))]
         facts += [("Providers" if i == 0 else "", line) for i, line in enumerate(providers)]
         held = [models.row(one) for one in session.residents()]
         memory = [f"{spec}: {size}, {state}" for spec, state, size, _ in held]
         facts += [
             ("In memory" if i == 0 else "", line) for i, line in enumerate(memory or ["nothing"])
         ]
-        return facts
+        return [(head, visible(text)) for head, text in facts]
 
     def _text(self) -> str:
         lines = [f"{head:<10} {text}" for head, text in self._facts()]
@@ -383,7 +377,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             for head, text in self._facts()
         )
         code = (
-            f'<pre style="{_CODE};white-space:pre-wrap">{html.escape(models.code(self.spec))}</pre>'
+            f'<pre style="{CODE};white-space:pre-wrap">{html.escape(models.code(self.spec))}</pre>'
         )
         return f"<table><tbody>{rows}</tbody></table>{code}"
 

@@ -18,19 +18,17 @@ import traitlets
 
 from nbproviders.errors import ProviderError
 from nbproviders.render import memory as shown
-from nbproviders.render.tables import NO_FORMULAS, visible
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.residents import DeviceUse, Resident
 from nbproviders.widgets.closing import close_when_rerun
-from nbproviders.widgets.models import MUTED
+from nbproviders.widgets.models import CODE, MUTED
 from nbproviders.widgets.rows import DOING, Look, Row, code
+from nbproviders.widgets.status import Status
 from nbproviders.widgets.tasks import Home, Job, State as JobState, Tell, clicks_note, told
 
 POLL_S = 0.25
 # What changes of a device without us is shown from this share of it on: its free memory is never still.
 NOTICED = 0.01
-_CODE = "font-family:var(--jp-code-font-family,monospace);font-size:var(--jp-code-font-size,13px)"
-_SIGNS = {"done": "✓", "failed": "✗", "busy": "…", "": "·"}
 _WIDE = "720px"
 
 # What is seen
@@ -121,7 +119,7 @@ class ResidentsPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not t
     def __init__(self, **kwargs: Any) -> None:
         self._home = Home()
         self._rows: dict[str, Row] = {}
-        self._said = ("", "")
+        self._said = Status()
         self._seen = Seen()
         # Weak: a panel that is forgotten must not live on in what looks for it.
         self._watch: Job[None] = Job(_weakly(self._watched), _weakly(self._show_last), self._home)
@@ -233,13 +231,8 @@ class ResidentsPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not t
         self._say("failed", error)
 
     def _say(self, kind: str, text: str) -> None:
-        self._said = (kind, text)
-        words = html.escape(f"{_SIGNS[kind]} {visible(text)}").replace("\n", "<br>")
-        color = f"color:var(--jp-{'error' if kind == 'failed' else 'ui-font'}-color1,inherit)"
-        self._status.value = (
-            f'<div class="{NO_FORMULAS}" role="status" aria-live="polite" style="{color};'
-            f'line-height:1.5;overflow-wrap:anywhere">{words}</div>'
-        )
+        self._said = Status(kind, text)
+        self._status.value = self._said.html()
 
     def _show_code(self) -> None:
         """Show the code; what is typed over it is put back, for the field is there to copy from."""
@@ -251,13 +244,13 @@ class ResidentsPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not t
         """Return the widget's view, and its state as HTML and text for where no widget can be shown."""
         bundle = dict(super()._repr_mimebundle_(**kwargs) or {})
         held = shown.Residents(self._seen.residents, self._seen.devices)
-        said = f"{_SIGNS[self._said[0]]} {visible(self._said[1])}" if self._said[1] else ""
+        said = str(self._said)
         lines = ["ResidentsPanel", repr(held), said, self.code]
         bundle["text/plain"] = "\n".join(filter(None, lines))
         line = html.escape(self.code)
         bundle["text/html"] = (
             f"{held._repr_html_()}<p>{html.escape(said)}</p>"
-            f'<pre style="{_CODE};white-space:pre-wrap">{line}</pre>'
+            f'<pre style="{CODE};white-space:pre-wrap">{line}</pre>'
         )
         return bundle
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from nbproviders.residency import residency as residencies
 from nbproviders.residency.entry import State
 from nbproviders.residency.memory import size_text
 from nbproviders.residency.residents import Resident
-from nbproviders.widgets.models import MUTED, freed
+from nbproviders.widgets.models import MUTED, freed, quoted
 from nbproviders.widgets.tasks import Home, Job, State as JobState
 
 _MOVING = {
@@ -88,7 +87,8 @@ async def act(name: str, one: Resident) -> str:
     entry = next((e for e in residency.entries() if e.key.digest == one.key), None)
     if entry is None:
         raise InvalidRequestError(
-            f"{one.spec} is no longer in memory.", hint=f"nbp.load({_quoted(one)}) loads it again."
+            f"{one.spec} is no longer in memory.",
+            hint=f"nbp.load({quoted(one.spec)}) loads it again.",
         )
     if name == "sleep":
         return f"{one.spec} is asleep: {size_text(await residency.sleep(entry))} came back."
@@ -106,13 +106,7 @@ async def act(name: str, one: Resident) -> str:
 
 def code(name: str, one: Resident) -> str:
     """Return the line that does the same."""
-    return f"nbp.{name}({_quoted(one)})"
-
-
-def _quoted(one: Resident) -> str:
-    # In Python's escapes what cannot be seen, which would make the line another than it looks.
-    hides = visible(one.spec) != one.spec
-    return ascii(one.spec) if hides else json.dumps(one.spec, ensure_ascii=False)
+    return f"nbp.{name}({quoted(one.spec)})"
 
 
 def row_html(one: Resident) -> str:
