@@ -118,13 +118,56 @@ async def test_what_a_sleep_and_a_wake_tell() -> None:
     assert {e.detail for e in home.events() if e.kind == "slept"} == {"by hand"}
 
 
+def why(home: Residency) -> list[tuple[str, str, str]]:
+    """Return who slept or left, in what order, and why."""
+    kinds = ("slept", "evicted", "freed")
+    return [
+        (e.kind, e.spec.removeprefix("scripted:"), e.detail)
+        for e in home.events()
+        if e.kind in kinds
+    ]
+
+
 @in_virtual_time
-async def test_why_a_model_sleeps_is_told() -> None:
-    """One that made room and one that was sent to sleep are told apart."""
+async def test_why_a_model_leaves_is_told() -> None:
+    """Who wanted its room, that less is allowed now, or how long nobody had used it."""
     home = house(100, host=0)
-    await resident(home, SleepyLoader("a", needs=60), ScriptedLoader("b", needs=60))
-    [slept] = [e for e in home.events() if e.kind == "slept"]
-    assert (slept.spec, slept.detail) == ("scripted:a", "to make room")
+    sleepy, plain, other = (
+        SleepyLoader("a", needs=60),
+        ScriptedLoader("b", needs=60),
+        ScriptedLoader("c", needs=50),
+    )
+    await resident(home, sleepy, plain, other)
+    home.memory.set_budget({"gpu": 40})
+    await home.settled()
+    home.memory.set_keep(2.5)
+    await resident(home, ScriptedLoader("d", needs=30))
+    await asyncio.sleep(3)
+    assert why(home) == [
+        ("slept", "a", "to make room for scripted:b"),
+        ("evicted", "b", "to make room for scripted:c"),
+        ("evicted", "c", "less memory is allowed now"),
+        ("evicted", "a", "unused for 2.5 s"),
+        ("evicted", "d", "unused for 2.5 s"),
+    ]
+
+
+@in_virtual_time
+async def test_who_asked_for_a_models_memory_is_told() -> None:
+    """One that took more than was told, one that ran out of memory, and a person."""
+    home = house(100)
+    small, large = ScriptedLoader("small", needs=50), ScriptedLoader("large", needs=40)
+    large.make = lambda: ScriptedModel(memory_bytes={"gpu": 60})
+    await resident(home, small, large)
+    await turns()
+    await resident(home, ScriptedLoader("next", needs=20))
+    await home.relieve(large, InsufficientMemoryError("full"), home.evictions)
+    await home.unload(lambda entry: True)
+    assert why(home) == [
+        ("evicted", "small", "scripted:large took more than was told"),
+        ("evicted", "next", "scripted:large ran out of memory"),
+        ("freed", "large", ""),
+    ]
 
 
 @in_virtual_time

@@ -208,7 +208,9 @@ async def test_one_asks_the_other_and_gets_what_is_idle(card: Card, kernel: Make
     async with theirs.using(old):
         assert (old.sleeper.awake, new.sleeper.awake) == (True, False)
     assert (old.loads, new.loads, old.sleeper.wakes) == (1, 1, 1)
-    assert [e.detail for e in theirs.events() if e.kind == "slept"] == ["to make room"]
+    assert [e.detail for e in theirs.events() if e.kind == "slept"] == [
+        "another kernel asked for room"
+    ]
     handle.release()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
 from nbproviders.residency import refusal
@@ -15,7 +15,7 @@ from nbproviders.residency.memory import HOST, Memory
 from nbproviders.residency.plan import MoveKind, Plan, Seat, plan
 from nbproviders.residency.queue import OUTSIDE, Changes, Queue, Waiting, Want, may_pass
 from nbproviders.residency.room import Room
-from nbproviders.residency.seats import seat
+from nbproviders.residency.seats import Make, seat
 from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
 
@@ -38,7 +38,7 @@ class Admission:
     table, memory, record
         The residency's.
     make
-        Has an entry make a planned move; returns when it is made, or is no longer possible.
+        Has an entry make a planned move, and records why; returns when it is made, or is no longer possible.
     go_on
         Lets those go on who wait for an entry that is in memory.
     """
@@ -48,7 +48,7 @@ class Admission:
         table: Table,
         memory: Memory,
         record: Record,
-        make: Callable[[Entry, MoveKind], Awaitable[object]],
+        make: Make,
         go_on: Callable[[Entry], object],
     ) -> None:
         self._table, self._memory, self._record = table, memory, record
@@ -103,7 +103,7 @@ class Admission:
             decided = self._plan(head.wants)
             if decided.verdict == "fits":
                 head.making_room = True
-                await self._make_room(decided)
+                await self._make_room(head.wants, decided)
                 head.making_room = False
                 continue
             hopeless = self._is_hopeless(head, decided)
@@ -140,13 +140,14 @@ class Admission:
         """Whether waiting can help: who is in the way here is only busy, or lives in another process."""
         return decided.verdict == "wait" or bool(self.room.from_others(decided.short))
 
-    async def _make_room(self, decided: Plan) -> None:
+    async def _make_room(self, wants: Sequence[Want], decided: Plan) -> None:
+        why = f"to make room for {' and '.join(str(want.entry.spec) for want in wants)}"
         entries = {entry.key.digest: entry for entry in self._table.all()}
         for name, kind in decided.moves:
             entry = entries.get(name)
             # Looked at again: the plan is a moment old, and a model in use never leaves.
             if entry is not None and entry.idle:
-                await self._make(entry, kind)
+                await self._make(entry, kind, why)
         await asyncio.sleep(0)  # free memory may be less than it was when this was planned
 
     # Breaks: a model that is used without end gives way to one that waits
@@ -202,7 +203,7 @@ class Admission:
             decided = self._plan_for(want.optional, self._seats([], only=State.WARM))
             if decided.verdict != "fits":
                 return {}
-            await self._make_room(decided)
+            await self._make_room([want], decided)
             if not self._add(want):
                 return {}
         return want.optional
@@ -292,7 +293,8 @@ class Admission:
         leaving = [one for one in there if one.state is State.DRAINING]
         for other in there:
             if other.state is State.HOT and other.idle:
-                await self._make(other, "sleep" if other.sleeper is not None else "free")
+                kind: MoveKind = "sleep" if other.sleeper is not None else "free"
+                await self._make(other, kind, f"{entry.spec} ran out of memory")
                 self.evictions += other.state is not State.HOT
         for other in leaving:
             while other.state is State.DRAINING:

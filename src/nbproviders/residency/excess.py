@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 from nbproviders.errors import ConfigurationError
 from nbproviders.residency.admission import Admission
 from nbproviders.residency.entry import Entry
 from nbproviders.residency.plan import MoveKind
+from nbproviders.residency.seats import Make
 
 
 class Excess:
@@ -20,38 +21,36 @@ class Excess:
     admission
         Knows what is too much.
     make
-        Has an entry make a move.
+        Has an entry make a move, and records why.
     """
 
-    def __init__(
-        self, admission: Admission, make: Callable[[Entry, MoveKind], Awaitable[None]]
-    ) -> None:
+    def __init__(self, admission: Admission, make: Make) -> None:
         self._admission, self._make = admission, make
         self._lowered = False  # less is allowed than what is in use: it leaves once it is not
-        self._tasks: set[asyncio.Task[None]] = set()  # a loop keeps tasks by weak references only
+        self._tasks: set[asyncio.Task[object]] = set()  # a loop keeps tasks by weak references only
 
     def lower(self) -> None:
         """Have idle models leave, now that less may be allowed; and what is in use once it is not."""
         with suppress(ConfigurationError):  # a budget that cannot be read is told by the next load
             moves, self._lowered = self._admission.over(everybody=True)
             for entry, kind in moves:
-                self.make(entry, kind)
+                self.make(entry, kind, "less memory is allowed now")
 
     def loaded(self, entry: Entry, promised: Mapping[str, int]) -> None:
         """Have idle others leave, if a model took more than was told before it was loaded, and that helps."""
         if any(count > promised.get(device, 0) for device, count in entry.charges.items()):
             moves, _ = self._admission.over(everybody=False)  # itself, it still counts as loading
             for other, kind in moves:
-                self.make(other, kind)
+                self.make(other, kind, f"{entry.spec} took more than was told")
 
     def used(self) -> None:
         """Look again, now that a model is no longer in use, if some had to stay for that."""
         if self._lowered:
             self.lower()
 
-    def make(self, entry: Entry, kind: MoveKind) -> None:
+    def make(self, entry: Entry, kind: MoveKind, why: str) -> None:
         """Have a model make a move, by and by."""
-        task = asyncio.ensure_future(self._make(entry, kind))
+        task = asyncio.ensure_future(self._make(entry, kind, why))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -19,10 +19,10 @@ class Keeping:
     table, memory
         The residency's.
     free
-        Has an entry leave.
+        Has an entry leave, and records why.
     """
 
-    def __init__(self, table: Table, memory: Memory, free: Callable[[Entry], object]) -> None:
+    def __init__(self, table: Table, memory: Memory, free: Callable[[Entry, str], object]) -> None:
         self._table, self._memory, self._free = table, memory, free
         self._timer: asyncio.TimerHandle | None = None
 
@@ -47,7 +47,7 @@ class Keeping:
             elif left_s > 0:
                 self._look_in(left_s)
             else:
-                self._free(entry)
+                self._free(entry, f"unused for {keep_s:g} s")
 
     def _keep_s(self) -> float | None:
         try:

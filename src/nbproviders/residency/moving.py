@@ -50,7 +50,7 @@ class Mover:
         self._table, self._memory, self._record = table, memory, record
         self.admission = Admission(table, memory, record, self._make, self.go_on)
         self.excess = Excess(self.admission, self._make)
-        self.keeping = Keeping(table, memory, lambda entry: self.excess.make(entry, "free"))
+        self.keeping = Keeping(table, memory, lambda one, why: self.excess.make(one, "free", why))
 
     # In
 
@@ -286,16 +286,16 @@ class Mover:
         self.keeping.look()
         self.excess.lower()
 
-    async def _make(self, entry: Entry, kind: MoveKind) -> None:
+    async def _make(self, entry: Entry, kind: MoveKind, why: str) -> None:
         """Carry out a planned move; a model whose closing fails has left all the same.
 
         Plans are a moment old: what is in use or pinned by now stays.
         """
         with suppress(ProviderError):
-            if kind == "sleep" and entry.idle and await self.sleep(entry, "to make room"):
+            if kind == "sleep" and entry.idle and await self.sleep(entry, why):
                 return
             if entry.idle:
-                await self.free(entry, "evicted")
+                await self.free(entry, "evicted", why)
         if entry.freeing is not None:  # it could not even sleep
             with suppress(ProviderError):
                 await asyncio.shield(entry.freeing)
@@ -335,8 +335,8 @@ class Mover:
 
     # Out
 
-    async def free(self, entry: Entry, kind: Kind = "freed") -> None:
-        """Take a model out of memory; `kind` is what is recorded: evicted or freed.
+    async def free(self, entry: Entry, kind: Kind = "freed", why: str = "") -> None:
+        """Take a model out of memory; `kind` (evicted or freed) and `why` are recorded.
 
         Goes on to its end even if the caller is cancelled: memory is never half given back.
 
@@ -345,11 +345,11 @@ class Mover:
         ProviderError
             If its own closing failed; it is out of the table all the same.
         """
-        self._leave(entry, kind)
+        self._leave(entry, kind, why)
         if entry.freeing is not None:
             await asyncio.shield(entry.freeing)
 
-    def _leave(self, entry: Entry, kind: Kind) -> None:
+    def _leave(self, entry: Entry, kind: Kind, why: str = "") -> None:
         """Take an entry out of the table and start to free it, once."""
         with self._table.lock:
             if self._table.entries.get(entry.key) is not entry:
@@ -364,9 +364,9 @@ class Mover:
         for waiter in left:
             if not waiter.done():
                 waiter.set_exception(Left())
-        entry.freeing = asyncio.get_running_loop().create_task(self._free(entry, kind))
+        entry.freeing = asyncio.get_running_loop().create_task(self._free(entry, kind, why))
 
-    async def _free(self, entry: Entry, kind: Kind) -> None:
+    async def _free(self, entry: Entry, kind: Kind, why: str) -> None:
         while entry.hard > 0 or entry.moving is not None:
             await self.admission.changes.wait()
         entry.state, count = State.DRAINING, entry.charged_bytes
@@ -383,7 +383,7 @@ class Mover:
                 entry.state = State.COLD
             entry.gone.set()
             if held:
-                self._record.add(kind, entry.spec.text, count)
+                self._record.add(kind, entry.spec.text, count, why)
             self.admission.sharing.publish()
             self.admission.changes.tell()
 

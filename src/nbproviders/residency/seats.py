@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from nbproviders.residency.entry import Entry, State
 from nbproviders.residency.memory import HOST
-from nbproviders.residency.plan import Move, Seat
+from nbproviders.residency.plan import Move, MoveKind, Seat
 from nbproviders.residency.table import Table
 
 # Until a first wake was measured: what a pinned copy and the page cache gave where it was looked at.
 _HOST_BYTES_PER_S = 10e9
 _FILE_BYTES_PER_S = 2e9
 _LEAST_S = 1e-3
+
+# Has an entry make a planned move and records why; returns when it is made, or is no longer possible.
+Make = Callable[[Entry, MoveKind, str], Awaitable[object]]
 
 
 def seat(

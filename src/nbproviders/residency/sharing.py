@@ -7,14 +7,14 @@ its other users promised themselves shows in no ledger.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from nbproviders.residency.entry import Entry
 from nbproviders.residency.ledger import Ledger, Row
 from nbproviders.residency.memory import Memory
-from nbproviders.residency.plan import MoveKind, plan
-from nbproviders.residency.seats import seat
+from nbproviders.residency.plan import plan
+from nbproviders.residency.seats import Make, seat
 from nbproviders.residency.table import Table
 
 # Whether a model is idle changes with each of its uses; it is told a little later, as it is only a hint.
@@ -38,7 +38,7 @@ class Sharing:
         self,
         table: Table,
         memory: Memory,
-        make: Callable[[Entry, MoveKind], Awaitable[object]],
+        make: Make,
         ledger: Ledger | None = None,
     ) -> None:
         self._table, self._memory, self._make = table, memory, make
@@ -148,7 +148,7 @@ class Sharing:
         decided = plan(seats, {device: min(need_bytes, idle)}, {device: before})
         for name, kind in decided.moves:
             if entries[name].idle:
-                await self._make(entries[name], kind)
+                await self._make(entries[name], kind, "another kernel asked for room")
         self.publish()
         return max(before - self._charged(device), 0)
 
