@@ -70,11 +70,15 @@ class Plain(ScriptedModel):
 
 
 class Sleepy(SleepyModel, Plain):
-    """Each wake waits for a word."""
+    """Falling asleep takes a moment, and each wake waits for a word."""
 
     def __init__(self, memory_bytes: Mapping[str, int], words: Words) -> None:
         super().__init__(memory_bytes)
         self._words = words
+
+    async def sleep(self) -> Transfer:
+        await asyncio.sleep(0.05)
+        return await super().sleep()
 
     async def wake(self, progress: Progress) -> Transfer:
         await self._words.word("wake")
@@ -468,7 +472,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
 
 ResidencyMachine.TestCase.settings = settings(
-    max_examples=700,
+    max_examples=1400,
     stateful_step_count=32,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
