@@ -216,6 +216,10 @@ def set_memory(
     """
     residency = residencies.default()
     sizes = None if budget is None else parse_budget(budget)
+    if sizes == {}:
+        raise ConfigurationError(
+            f"A budget of {budget!r} holds no size", hint="Leave it out to go back to the default."
+        )
     presence.require(sizes or (), residency.memory)
     seconds = None if keep_s is None else parse_keep(keep_s)
     longest = WAIT_S if wait_s is None else parse_wait(wait_s)

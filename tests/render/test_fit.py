@@ -96,7 +96,7 @@ def test_what_is_guessed_is_told() -> None:
     estimate = Estimate(
         {"cuda:0": GIB}, optional={HOST: GIB}, context_tokens=8192, notes=("A guess.",)
     )
-    found = report(estimate=estimate)
+    found = report(estimate=estimate, copy_bytes=GIB)
     assert found.notes == [
         "The cache is for one text of 8,192 tokens.",
         "A copy of 1.0 GiB in main memory lets it wake fast.",
@@ -106,6 +106,8 @@ def test_what_is_guessed_is_told() -> None:
         assert note in repr(found)
         assert note in found._repr_html_()
     assert report().notes == []
+    without = report(estimate=estimate).notes
+    assert without[1] == "Main memory has no room for a copy: it wakes from its files."
 
 
 def test_a_hostile_name_stays_text() -> None:

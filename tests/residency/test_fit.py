@@ -123,6 +123,23 @@ async def test_one_that_sleeps_is_not_counted_twice() -> None:
 
 
 @in_virtual_time
+async def test_whether_it_would_keep_a_copy() -> None:
+    """Where main memory has room, or gets it from copies of what sleeps; one that is here keeps its own."""
+    home = house(200, host=100)
+    first, new = SleepyLoader("first", needs=60), SleepyLoader("new", needs=70)
+    assert (await fit(home, new)).copy_bytes == 70
+    await resident(home, first)
+    assert [(await fit(home, one)).copy_bytes for one in (first, new)] == [60, 0]
+    entry = home.find(first.key)
+    assert entry is not None
+    await home.sleep(entry)
+    assert [(await fit(home, one)).copy_bytes for one in (first, new)] == [60, 70]
+    home.memory.set_budget({"gpu": 200, HOST: 0})
+    assert (await fit(home, new)).copy_bytes == 0
+    assert (await fit(home, ScriptedLoader("plain", needs=10))).copy_bytes == 0
+
+
+@in_virtual_time
 async def test_nobody_can_tell() -> None:
     """What has no estimate may fit or not: that is not a yes."""
     found = await fit(house(100, host=0), ScriptedLoader("hosted"))

@@ -89,6 +89,15 @@ def test_budgets_by_device() -> None:
         parse_budget("cuda:0=much")
 
 
+@pytest.mark.parametrize(
+    ("text", "twice"), [("cpu=1GiB, CPU=2GiB", "cpu"), ("1GiB,2GiB", "the accelerators")]
+)
+def test_a_device_has_one_budget(text: str, twice: str) -> None:
+    """Which of two is meant cannot be told."""
+    with pytest.raises(ConfigurationError, match=f"two budgets for {twice}"):
+        parse_budget(text)
+
+
 @pytest.mark.parametrize("budget", [20, {"cuda:0": 20}, True, b"20GiB"])
 def test_a_budget_that_is_no_text_is_refused(budget: object) -> None:
     """A number without a unit may mean bytes or gigabytes: it is asked for, not guessed."""

@@ -18,7 +18,7 @@ from nbproviders.errors import (
 )
 from nbproviders.residency.entry import Entry, State
 from nbproviders.residency.estimate import Estimate
-from nbproviders.residency.memory import HOST, KEEP_VARIABLE, Memory
+from nbproviders.residency.memory import BUDGET_VARIABLE, HOST, KEEP_VARIABLE, Memory
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
 from nbproviders.residency.sleeping import Transfer
@@ -901,6 +901,31 @@ async def test_a_shorter_time_to_live_holds_from_the_next_use(
     home.settle()
     await asyncio.sleep(11)
     assert loader.model.closed == 1
+
+
+class Downloaded(ScriptedLoader):
+    """Downloads before it can be measured."""
+
+    prepared = 0
+
+    async def prepare(self) -> None:
+        self.prepared += 1
+
+
+@in_virtual_time
+@pytest.mark.parametrize("variable", [BUDGET_VARIABLE, KEEP_VARIABLE])
+async def test_a_mistyped_variable_is_told_before_anything_is_downloaded(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for gigabytes to be told of a typing error."""
+    home, loader = Residency(Memory(probes={}), asyncio.get_running_loop().time), Downloaded()
+    monkeypatch.setenv(variable, "soon")
+    with pytest.raises(ConfigurationError, match="'soon' is"):
+        await home.lease(loader)
+    assert loader.prepared == 0
+    monkeypatch.delenv(variable)
+    await resident(home, loader)
+    assert (loader.prepared, loader.loads) == (1, 1)
 
 
 @in_virtual_time

@@ -72,9 +72,10 @@ class FitReport:
         counted = any(note.startswith("the cache") for note in estimate.notes)
         if estimate.context_tokens and not counted:
             notes.append(f"The cache is for one text of {estimate.context_tokens:,} tokens.")
-        copies = sum(estimate.optional.values())
-        if copies:
-            notes.append(f"A copy of {size_text(copies)} in main memory lets it wake fast.")
+        if copy := self.fit.copy_bytes:
+            notes.append(f"A copy of {size_text(copy)} in main memory lets it wake fast.")
+        elif estimate.optional:
+            notes.append("Main memory has no room for a copy: it wakes from its files.")
         return [visible(note) for note in (*notes, *estimate.notes)]
 
     def _rows(self) -> list[dict[str, object]]:

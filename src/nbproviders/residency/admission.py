@@ -186,14 +186,22 @@ class Admission:
 
     def _add(self, want: Want) -> bool:
         """Charge what a model would like besides, if it fits as things are."""
-        limits = self.room.limits([want.optional])
-        entries = self._table.all()
+        limits, entries = self.room.limits([want.optional]), self._table.all()
         with self._table.lock:
-            needed = _total([*(entry.charges for entry in entries), want.optional])
-            if any(needed[device] > limit for device, limit in limits.items()):
+            if not _fits(want.optional, entries, limits):
                 return False
             want.entry.charges = _total([want.entry.charges, want.optional])
         return True
+
+    def _copy(self, entry: Entry, estimate: Estimate) -> int:
+        """Return bytes that a model keeps, or would keep, in main memory to wake from."""
+        if entry.model is not None:
+            return entry.charges.get(HOST, 0)
+        wish = estimate.optional
+        room = _fits(wish, self._table.all(), self.room.limits([wish]))
+        if not room:
+            room = self._plan_for(wish, self._seats([], only=State.WARM)).verdict == "fits"
+        return wish.get(HOST, 0) if room else 0
 
     async def reserve_optional(self, want: Want) -> Mapping[str, int]:
         """Charge what a model would like besides, if there is room once sleeping models left; return it."""
@@ -273,7 +281,8 @@ class Admission:
             verdict = "wait" if self._may_come(decided) else "no"
         names = {other.key.digest: str(other.spec) for other in self._table.all()}
         moves = tuple((names[key], kind) for key, kind in decided.moves)
-        return Fit(str(entry.spec), verdict, estimate, limits, taken, moves, decided.short)
+        copy = self._copy(entry, estimate)
+        return Fit(str(entry.spec), verdict, estimate, limits, taken, moves, decided.short, copy)
 
     async def evict_idle(self, entry: Entry, evictions: int) -> bool:
         """Have all idle models leave the devices of one that ran out of memory; False if none did.
@@ -327,6 +336,11 @@ def _total(charges: Sequence[Mapping[str, int]]) -> dict[str, int]:
         for device, count in each.items():
             total[device] = total.get(device, 0) + count
     return total
+
+
+def _fits(more: Mapping[str, int], there: Sequence[Entry], limits: Mapping[str, int]) -> bool:
+    needed = _total([*(entry.charges for entry in there), more])
+    return all(needed[device] <= limit for device, limit in limits.items())
 
 
 def _sleeps_off(entry: Entry, devices: Collection[str]) -> bool:

@@ -33,6 +33,8 @@ class Fit:
         Reference and move (``sleep``, ``free``) of those that would make room.
     short
         Bytes missing on each device, where it does not fit.
+    copy_bytes
+        What it would keep in main memory to wake from; 0 if it wants none, or there is no room for one.
     """
 
     spec: str
@@ -42,6 +44,7 @@ class Fit:
     taken: Mapping[str, int]
     moves: tuple[tuple[str, str], ...] = ()
     short: Mapping[str, int] | None = None
+    copy_bytes: int = 0
 
     def __bool__(self) -> bool:
         """Whether it can be loaded now, others leaving if need be."""

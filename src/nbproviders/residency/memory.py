@@ -89,7 +89,13 @@ def parse_budget(text: str) -> dict[str, int]:
         device, equals, size = part.rpartition("=")
         if not equals:
             _check_equals(part)
-        budget[device.strip().lower() if equals else ""] = parse_size(size)
+        name = device.strip().lower() if equals else ""
+        if name in budget:
+            raise ConfigurationError(
+                f"{text!r} has two budgets for {name or 'the accelerators'}",
+                hint="Give one size for each device.",
+            )
+        budget[name] = parse_size(size)
     return budget
 
 
@@ -300,6 +306,17 @@ class Memory:
             return not accelerators
         # Devices that are only accounted for stand in for accelerators where there is no other.
         return self.sees_others(device) or accelerators <= self._blind
+
+    def check(self) -> None:
+        """Read what the environment variables hold, where somebody can be told that it is mistyped.
+
+        Raises
+        ------
+        ConfigurationError
+            If one of them cannot be read.
+        """
+        self._told()
+        self.keep_s()
 
     def keep_s(self) -> float | None:
         """Return how long a model stays that nobody uses, in seconds; None: until its room is wanted.

@@ -180,7 +180,7 @@ class Mover:
         self._grant(entry)
 
     async def _load(self, entry: Entry, began_s: float) -> None:
-        self._memory.keep_s()  # the place where a mistyped one is told
+        self._memory.check()
         if not entry.admitted:
             entry.progress.phase = "measuring"
             await self.admission.admit([await self.wanted(entry)])
