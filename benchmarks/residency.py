@@ -247,11 +247,11 @@ async def move(folder: Path, device: str, host: bool, rounds: int, size: int) ->
             print(f"{device}: does not sleep: {model.info.notes}")
             return
         with once.watched(), timed(first):
-            await model.sleep()
+            await model.sleep(Progress())
         await model.wake(Progress())
         for _ in range(3):
             with later.watched(), timed(sleeps):
-                await model.sleep()
+                await model.sleep(Progress())
             with timed(wakes):
                 source = (await model.wake(Progress())).source
                 if device == "cpu":

@@ -166,7 +166,7 @@ class SleepyModel(ScriptedModel):
         if upset is not None:
             raise upset
 
-    async def sleep(self) -> Transfer:
+    async def sleep(self, progress: Progress) -> Transfer:
         assert self.awake
         assert not self.closed
         await asyncio.sleep(0)

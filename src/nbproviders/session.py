@@ -122,8 +122,9 @@ def will_it_fit(reference: Named, *, timeout_s: float | None = None) -> FitRepor
 def sleep(reference: Named, *, timeout_s: float | None = None) -> int:
     """Have a model give its device back now; return the bytes that came back, 0 if it was not there.
 
-    No bytes move: its weights are on the host or in its files. The next call wakes it, and so does `wake`.
-    Running calls are waited for.
+    No weights are copied: they are on the host or in its files. On a CPU the first time compares them with
+    the files, and so reads these once. The next call wakes it, and so does `wake`. Running calls are waited
+    for; what takes longer than a second shows a line.
 
     Raises
     ------
@@ -139,7 +140,8 @@ def sleep(reference: Named, *, timeout_s: float | None = None) -> int:
     if entry is None:
         _tell_absent(reference)
         return 0
-    return engine.default().wait(lambda: residency.sleep(entry), timeout_s)
+    putting = "Putting to sleep"
+    return shown_now([entry.loader], lambda: residency.sleep(entry), timeout_s, putting)
 
 
 def wake(reference: Named, *, timeout_s: float | None = None) -> None:

@@ -17,6 +17,7 @@ from nbproviders.authoring.progress import Line, Waiting
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ResourceKey
 from nbproviders.residency.progress import Progress
+from nbproviders.residency.sleeping import Transfer
 from tests.scripted import BOUND_S, Gate, ScriptedProvider, SleepyModel, happened, joined
 
 looked = Waiting.look
@@ -210,6 +211,36 @@ def test_what_is_only_measured_shows_a_line(shown: Shown, monkeypatch: pytest.Mo
         nbp.unregister_provider("large")
     assert found
     assert shown.texts == ["Measuring large:a, 0 s", ""]
+
+
+def test_a_sleep_that_takes_long_shows_how_far_it_is(shown: Shown) -> None:
+    """A large model is compared with its files before it sleeps for the first time."""
+    hold = threading.Event()
+
+    class Comparing(SleepyModel):
+        async def sleep(self, progress: Progress) -> Transfer:
+            progress.report(2**20, 4 * 2**20, "comparing")
+            assert await asyncio.to_thread(hold.wait, BOUND_S)
+            return await super().sleep(progress)
+
+    class Provider(ScriptedProvider):
+        def load(self, key: ResourceKey, progress: Progress) -> Model:
+            return Comparing({"cpu": 1000})
+
+    nbp.register_provider("comparing", Provider)
+    try:
+        nbp.load_sync("comparing:a").close()
+        with joined(threading.Thread(target=nbp.sleep, args=("comparing:a",))):
+            found = shown.something.wait(BOUND_S)
+            shown.looked(1, times=2)
+            hold.set()
+    finally:
+        nbp.unload_all(force=True)
+        nbp.unregister_provider("comparing")
+    assert found
+    assert shown.texts[-2].startswith("Putting to sleep comparing:a, 0 s  █████░")
+    assert shown.texts[-2].endswith("1.0 MiB of 4.0 MiB")
+    assert shown.texts[-1] == ""
 
 
 def test_a_model_that_waits_for_memory_says_so(shown: Shown) -> None:

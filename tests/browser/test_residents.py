@@ -36,7 +36,7 @@ class Sleepy(ScriptedModel):
         super().__init__(memory_bytes=held)
         self.info = replace(self.info, can=frozenset({"sleep"}))
 
-    async def sleep(self):
+    async def sleep(self, progress):
         return Transfer({"host": self.info.memory_bytes["host"]})
 
     async def wake(self, progress):

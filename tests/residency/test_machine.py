@@ -76,9 +76,10 @@ class Sleepy(SleepyModel, Plain):
         super().__init__(memory_bytes)
         self._words = words
 
-    async def sleep(self) -> Transfer:
+    async def sleep(self, progress: Progress) -> Transfer:
         await asyncio.sleep(0.05)
-        return await super().sleep()
+        progress.check()
+        return await super().sleep(progress)
 
     async def wake(self, progress: Progress) -> Transfer:
         await self._words.word("wake")

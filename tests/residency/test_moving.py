@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from nbproviders.core.model import Model
 from nbproviders.errors import (
     ClosedError,
     ConfigurationError,
@@ -610,22 +611,84 @@ async def test_cancelled_at_any_moment_of_a_wake() -> None:
         assert loader.loads == 1
 
 
+class Falling(SleepyModel):
+    """Falls asleep when it is let; one that is told to stop stays awake."""
+
+    def __init__(self, held: Mapping[str, int], falling: Gate) -> None:
+        super().__init__(held)
+        self.falling = falling
+
+    async def sleep(self, progress: Progress) -> Transfer:
+        progress.report(30, 60, "comparing")
+        await self.falling.passed()
+        progress.report(60)
+        return await super().sleep(progress)
+
+
+class FallingLoader(SleepyLoader):
+    """Loads models that take a while to fall asleep."""
+
+    def __init__(self, falling: Gate) -> None:
+        super().__init__(needs=60)
+        self.falling = falling
+
+    async def load(self, progress: Progress) -> Model:
+        self.loads += 1
+        self.models.append(Falling(self.needs, self.falling))
+        return self.models[-1]
+
+
+@in_virtual_time
+async def test_how_far_a_sleep_is_can_be_seen() -> None:
+    """Who waits for it sees it go on; when it is over there is nothing to see."""
+    home, falling = house(100, host=0), Gate()
+    loader = FallingLoader(falling)
+    await resident(home, loader)
+    sleeping = start(home.sleep(there(home, loader)))
+    await turns()
+    [seen] = home.residents()
+    assert (seen.state, seen.progress) == (State.DRAINING, 0.5)
+    falling.open()
+    await sleeping
+    [seen] = home.residents()
+    assert (seen.state, seen.progress) == (State.WARM, None)
+
+
+@in_virtual_time
+@pytest.mark.parametrize("force", [False, True])
+async def test_who_waits_for_one_that_is_unloaded_in_its_sleep_loads_anew(force: bool) -> None:
+    """It is not woken for him: whoever unloads it does not wait until he has done what he came for."""
+    home, falling, computing = house(100, host=0), Gate(), Gate()
+    loader = FallingLoader(falling)
+    await resident(home, loader)
+    sleeping = start(home.sleep(there(home, loader)))
+    await turns()
+    coming = start(operate(home, loader, computing))
+    await turns()
+    unloading = start(home.unload(lambda _: True, force=force))
+    await turns()
+    falling.open()
+    assert await unloading == 60
+    old, new = loader.models
+    assert isinstance(old, Falling)
+    assert (old.closed, old.wakes, loader.loads) == (1, 0, 2)
+    assert isinstance(new, Falling)
+    assert new.closed == 0
+    if force:
+        with pytest.raises(ClosedError, match="was unloaded"):
+            await sleeping
+    else:
+        assert await sleeping == 60
+    assert old.sleeps == int(not force)  # told to stop, it did
+    computing.open()
+    await coming
+
+
 @in_virtual_time
 async def test_who_comes_during_a_sleep_is_woken_for() -> None:
     """A sleep goes on to its end; then the model wakes, and nobody is told that it had left."""
     home, falling = house(100, host=0), Gate()
-
-    class Slow(SleepyModel):
-        async def sleep(self) -> Transfer:
-            await falling.passed()
-            return await super().sleep()
-
-    class SlowLoader(SleepyLoader):
-        async def load(self, progress: Progress) -> Slow:  # type: ignore[override]
-            self.models.append(Slow(self.needs))
-            return self.sleeper  # type: ignore[return-value]
-
-    loader = SlowLoader(needs=60)
+    loader = FallingLoader(falling)
     await resident(home, loader)
     sleeping = start(home.sleep(there(home, loader)))
     await turns()

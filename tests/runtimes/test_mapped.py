@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nbproviders.errors import ClosedError
 from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import mapped
 
@@ -31,7 +32,7 @@ def module(**tensors: Any) -> Any:
 
 def came_back(model: Any, there: Any) -> bool:
     want = {name: t.clone() for name, t in model.named_buffers()}
-    there.sleep()
+    there.sleep(Progress())
     there.wake(Progress())
     return all(torch.equal(t, want[name]) for name, t in model.named_buffers())
 
@@ -48,7 +49,7 @@ def test_what_lies_askew_in_its_file_comes_into_a_slab(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
     there = mapped.keep(model, folder)
     assert there.reason == ""
-    there.sleep()
+    there.sleep(Progress())
     woken = there.wake(Progress())
     assert woken.moved_bytes >= 4_000
     assert torch.equal(model.a, torch.arange(6, dtype=torch.int8))
@@ -62,7 +63,7 @@ def test_a_storage_leaves_whole_or_not_at_all(tmp_path: Path) -> None:
     model = module(a=whole[0], b=whole[1], c=torch.randn(40_000))
     there = mapped.keep(model, written(tmp_path, a=model.a, c=model.c))
     assert there.reason == ""
-    there.sleep()
+    there.sleep(Progress())
     assert there.held == {"cpu": whole.nbytes}
     assert torch.equal(model.b, whole[1])
     assert torch.equal(model.a, whole[0])
@@ -85,7 +86,7 @@ def test_sleeping_again_reads_no_file(tmp_path: Path) -> None:
     there = mapped.keep(model, folder)
     assert came_back(model, there)
     (folder / "model.safetensors").rename(folder / "away")
-    there.sleep()
+    there.sleep(Progress())
     (folder / "away").rename(folder / "model.safetensors")
     there.wake(Progress())
     assert came_back(model, there)
@@ -126,7 +127,7 @@ model, guards = cast()
 there = mapped.keep(model, folder)
 assert not there.reason, there.reason
 before = anonymous()
-there.sleep()
+there.sleep(Progress())
 print(before - anonymous())
 """
     ran = subprocess.run(
@@ -143,8 +144,33 @@ def test_a_first_sleep_tells_what_it_read(tmp_path: Path) -> None:
     stored = torch.randn(50_000).to(torch.bfloat16)
     model = module(a=stored.float(), b=torch.randn(30_000))
     there = mapped.keep(model, written(tmp_path, a=stored, b=model.b))
-    assert there.sleep().moved_bytes == 100_000 + 120_000
-    assert there.sleep().moved_bytes == 0
+    assert there.sleep(Progress()).moved_bytes == 100_000 + 120_000
+    assert there.sleep(Progress()).moved_bytes == 0
     assert there.wake(Progress()).moved_bytes == 100_000  # the other is mapped
-    assert there.sleep().moved_bytes == 0
+    assert there.sleep(Progress()).moved_bytes == 0
+    there.free()
+
+
+class StoppedAt(Progress):
+    """Nobody wants it any more once so much is done."""
+
+    def report(self, done_bytes: int, total_bytes: int = 0, phase: str = "") -> None:
+        if done_bytes >= 100_000:
+            self.cancel()
+        super().report(done_bytes, total_bytes, phase)
+
+
+def test_a_first_sleep_can_be_stopped(tmp_path: Path) -> None:
+    """It reads as much as the model has, and tells how far it is; stopped, the model is as it was."""
+    model = module(a=torch.randn(50_000))
+    there = mapped.keep(model, written(tmp_path, a=model.a))
+    before = model.a.clone()
+    with pytest.raises(ClosedError):
+        there.sleep(StoppedAt())
+    assert (there.asleep, there.held) == (False, {"cpu": 200_000})
+    assert torch.equal(model.a, before)
+    told = Progress()
+    there.sleep(told)
+    assert there.asleep
+    assert (told.phase, told.fraction) == ("comparing", 1.0)
     there.free()

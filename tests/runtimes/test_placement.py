@@ -74,7 +74,7 @@ def test_fixed_weights_say_why_and_stay() -> None:
     fixed = placement.Fixed(linear(), "of a reason")
     assert fixed.held == {"cpu": 4 * 8}
     with pytest.raises(UnsupportedError, match="of a reason"):
-        fixed.sleep()
+        fixed.sleep(Progress())
     assert fixed.wake(Progress()).moved_bytes == 0
     fixed.free()
 

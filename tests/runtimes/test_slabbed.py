@@ -56,7 +56,7 @@ def test_side_by_side_in_one_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         got = [p.detach() for p in model.parameters()]
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-        there.sleep()
+        there.sleep(Progress())
         there.wake(Progress())
     assert [storage.nbytes() for storage in before] == [0, 0, 0]
     there.free()
@@ -73,7 +73,7 @@ def test_what_no_file_holds_is_kept_if_it_is_little(
     there = placed(model, tmp_path)
     assert there.reason == ""
     assert there.held["host"] == model.alone.nbytes
-    there.sleep()
+    there.sleep(Progress())
     there.wake(Progress())
     got = [p.detach() for p in model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
@@ -94,7 +94,7 @@ def test_a_file_that_holds_something_else_is_not_relied_upon(tmp_path: Path) -> 
     save_file({"one": stored, "other": model.other.detach()}, tmp_path / "model.safetensors")
     there = placed(model, tmp_path)
     assert there.held["host"] == want.nbytes + model.alone.nbytes
-    there.sleep()
+    there.sleep(Progress())
     there.wake(Progress())
     assert torch.equal(model.one.detach(), want)
     there.free()
@@ -116,7 +116,7 @@ def test_a_slab_is_told_before_it_is_filled(
     there = slabbed.place(model, "virtual:0", tmp_path, Watched())
     taken = {"virtual:0": there.held["virtual:0"]}
     assert told[0] == taken
-    there.sleep()
+    there.sleep(Progress())
     told.clear()
     there.wake(Watched())
     assert told[0] == taken

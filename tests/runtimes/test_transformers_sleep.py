@@ -118,7 +118,7 @@ async def test_a_model_in_a_slab_writes_what_it_writes_on_the_cpu(
         assert "sleep" in model.info.can
         assert digest(model) == digest(plain)
         assert await texts(model) == want
-        await model.sleep()
+        await model.sleep(Progress())
         told = await model.wake(Progress())
         assert told.source == ("host copy" if host else "files")
         assert digest(model) == digest(plain)
@@ -139,7 +139,7 @@ async def test_a_model_on_the_cpu_sleeps_by_its_files(
         return
     before, want = digest(model), await texts(model)
     for turn in range(2):
-        slept = await model.sleep()
+        slept = await model.sleep(Progress())
         assert (slept.moved_bytes > 0) is (turn == 0)  # compared with the files, once
         assert sum(slept.held.values()) < 10_000
         weights = {t.untyped_storage().nbytes() for t in model.raw.parameters()}
@@ -160,7 +160,7 @@ async def test_parameters_stay_who_they_are(tmp_path: Path, load: Load) -> None:
         before = dict(module.named_parameters())
         called: list[object] = []
         module.lm_head.register_forward_hook(lambda *_, seen=called: seen.append(1))
-        await model.sleep()
+        await model.sleep(Progress())
         await model.wake(Progress())
         assert all(dict(module.named_parameters())[n] is p for n, p in before.items())
         assert module.lm_head.weight is module.model.embed_tokens.weight
@@ -177,11 +177,11 @@ async def test_sleep_moves_nothing_and_gives_everything_back(
     held = dict(model.info.memory_bytes)
     assert held["virtual:0"] == virtual.taken_bytes("virtual:0") > 400_000
     assert (held["host"] == held["virtual:0"]) is bool(host)
-    slept = await model.sleep()
+    slept = await model.sleep(Progress())
     assert slept.moved_bytes == virtual.taken_bytes("virtual:0") == 0
     assert dict(slept.held) == model.info.memory_bytes == {"host": held["host"]}
     assert {t.untyped_storage().nbytes() for t in model.raw.parameters()} == {0}
-    assert await model.sleep() == slept
+    assert await model.sleep(Progress()) == slept
     woken = await model.wake(Progress())
     assert dict(woken.held) == model.info.memory_bytes == held
     assert woken.moved_bytes == held["virtual:0"]
@@ -191,7 +191,7 @@ async def test_sleep_moves_nothing_and_gives_everything_back(
 async def test_a_sleeping_model_refuses_to_compute(tmp_path: Path, load: Load) -> None:
     """A request to a sleeping model is refused in words; it computes again once it is awake."""
     model = await load(f"{write_llama(tmp_path)}?device=virtual:0")
-    await model.sleep()
+    await model.sleep(Progress())
     with pytest.raises(nbp.ClosedError, match="asleep"):
         await model.generate("a", max_tokens=1)
     await model.wake(Progress())
@@ -211,7 +211,7 @@ async def test_progress_tells_phases_and_bytes(tmp_path: Path, load: Load) -> No
     size = model.info.memory_bytes["virtual:0"]
     assert list(dict.fromkeys(phase for phase, _, _ in seen)) == ["weights", "to the device"]
     assert seen[-1] == ("to the device", size, size)
-    await model.sleep()
+    await model.sleep(Progress())
     seen.clear()
     await model.wake(Noting())
     assert [seen[0], seen[-1]] == [("waking", 0, size), ("waking", size, size)]
@@ -224,7 +224,7 @@ async def test_a_cancelled_wake_leaves_it_asleep(
     """Whoever waits is cancelled: the copying ends, the device is empty, and the next wake succeeds."""
     model = await load(f"{write_llama(tmp_path)}?device=virtual:0", host=host)
     before = digest(model)
-    await model.sleep()
+    await model.sleep(Progress())
     monkeypatch.setenv(virtual.VARIABLE, "virtual:0=64MiB@100KiB/s")  # five seconds
     progress = Progress()
     waking = asyncio.ensure_future(model.wake(progress))
@@ -247,7 +247,7 @@ async def test_a_cancelled_wake_on_the_cpu(dtype: str, tmp_path: Path, load: Loa
     """On the CPU a wake can be cancelled up to its last report; then everything is as it was asleep."""
     model = await load(f"{write_llama(tmp_path)}?device=cpu&dtype={dtype}")
     before = digest(model)
-    await model.sleep()
+    await model.sleep(Progress())
 
     class Stopping(Progress):
         def report(self, done_bytes: int, total_bytes: int = 0, phase: str = "") -> None:
@@ -301,7 +301,7 @@ async def test_a_slab_that_does_not_fit(
 ) -> None:
     """A load and a wake that find no room say so as such, and a wake can be tried again."""
     model = await load(f"{write_llama(tmp_path)}?device=virtual:0")
-    await model.sleep()
+    await model.sleep(Progress())
     monkeypatch.setenv(virtual.VARIABLE, "virtual:0=400KiB")
     for attempt in (load(f"{tmp_path}?device=virtual:0"), model.wake(Progress())):
         with pytest.raises(nbp.InsufficientMemoryError, match="virtual:0 is out of memory"):
@@ -318,7 +318,7 @@ async def test_a_file_that_changed_is_not_woken_from(
     """A changed, cut or missing file is told with what to do; restored, the model wakes from it."""
     model = await load(f"{write_llama(tmp_path)}?device={device}")
     before = digest(model)
-    await model.sleep()
+    await model.sleep(Progress())
     path = tmp_path / "model.safetensors"
     told, raw = path.stat(), path.read_bytes()
     inode = path.with_suffix(".kept")
@@ -345,7 +345,7 @@ async def test_a_host_copy_needs_no_files(tmp_path: Path, load: Load) -> None:
     """With a copy in main memory a model wakes though its files are gone."""
     model = await load(f"{write_llama(tmp_path)}?device=virtual:0", host=64 * MIB)
     before = digest(model)
-    await model.sleep()
+    await model.sleep(Progress())
     (tmp_path / "model.safetensors").unlink()
     await model.wake(Progress())
     assert digest(model) == before
@@ -361,7 +361,7 @@ async def test_changed_weights_are_not_lost_by_sleeping(
     with torch.no_grad():
         module.model.norm.weight[0] = 7.0
     with pytest.raises(nbp.UnsupportedError, match="changed"):
-        await model.sleep()
+        await model.sleep(Progress())
     assert module.model.norm.weight[0] == 7.0
     await model.generate("a", max_tokens=1)
 
@@ -372,7 +372,7 @@ async def test_cast_weights_on_the_cpu_that_no_counter_tells_of(tmp_path: Path, 
     module: Any = model.raw
     module.model.layers[1].mlp.up_proj.weight.data[3, 7] = 7.0  # not counted, and in no sample
     with pytest.raises(nbp.UnsupportedError, match="up_proj"):
-        await model.sleep()
+        await model.sleep(Progress())
     assert module.model.layers[1].mlp.up_proj.weight[3, 7] == 7.0
 
 
@@ -381,7 +381,7 @@ async def test_added_weights_are_not_left_behind(tmp_path: Path, load: Load) -> 
     model = await load(f"{write_llama(tmp_path)}?device=virtual:0")
     model.raw.register_buffer("added", torch.zeros(5 * MIB))  # type: ignore[attr-defined]
     with pytest.raises(nbp.UnsupportedError):
-        await model.sleep()
+        await model.sleep(Progress())
 
 
 @pytest.mark.parametrize("word", ["nf4", "int8"])
@@ -394,7 +394,7 @@ async def test_a_quantized_model_does_not_offer_sleep(word: str, load: Load) -> 
         "leaves memory by being freed and is loaded again: its weights are quantized",
     )
     with pytest.raises(nbp.UnsupportedError, match="quantized"):
-        await model.sleep()
+        await model.sleep(Progress())
     with pytest.raises(nbp.ConfigurationError, match="virtual:0"):
         await load(f"demo-xs?device=virtual:0&quantization={word}")
 
@@ -413,7 +413,7 @@ async def test_converted_weights_sleep_by_a_copy_only(tmp_path: Path, load: Load
         slabbed.allowance = limited
     assert "sleep" in copied.info.can
     want = digest(copied)
-    await copied.sleep()
+    await copied.sleep(Progress())
     await copied.wake(Progress())
     assert digest(copied) == want == digest(model)
 
@@ -432,7 +432,7 @@ async def test_closing_frees_though_the_module_is_held(tmp_path: Path, load: Loa
         except LookupError as error:
             kept = error
         if asleep:
-            await model.sleep()
+            await model.sleep(Progress())
         placement: Any = model._placement
         await model.aclose()
         assert virtual.taken_bytes("virtual:0") == 0
@@ -451,7 +451,7 @@ async def test_a_model_that_no_provider_loaded_cannot_sleep(tmp_path: Path) -> N
     model = TransformersModel(module, tokenizer, Worker("test"))
     assert "sleep" not in model.info.can
     with pytest.raises(nbp.UnsupportedError):
-        await model.sleep()
+        await model.sleep(Progress())
     await model.aclose()
 
 
@@ -481,7 +481,7 @@ async def test_a_cuda_device_has_its_bytes_back(host: int, tmp_path: Path, load:
     model = await load(f"{folder}?device=cuda:0", host=host)
     before = [t.cpu() for t in model.raw.parameters()]
     size, awake = model.info.memory_bytes["cuda:0"], torch.cuda.mem_get_info(0)[0]
-    await model.sleep()
+    await model.sleep(Progress())
     assert torch.cuda.mem_get_info(0)[0] - awake >= size
     await model.wake(Progress())
     after = [t.cpu() for t in model.raw.parameters()]

@@ -188,7 +188,7 @@ def test_a_difference_that_one_reader_finds_is_forgotten_by_none(
     want = model.weight.detach().clone()
     there = mapped.keep(model, tmp_path)
     with pytest.raises(UnsupportedError, match="as the files hold them"):
-        there.sleep()
+        there.sleep(Progress())
     assert torch.equal(model.weight, want)
 
 
@@ -202,7 +202,7 @@ def test_a_slab_keeps_what_one_of_its_readers_found_to_differ(
     want = model.weight.detach().clone()
     there = slabbed.place(model, "virtual:0", tmp_path, Progress())
     assert torch.equal(model.weight, want)
-    there.sleep()
+    there.sleep(Progress())
     there.wake(Progress())
     assert torch.equal(model.weight, want)
     there.free()

@@ -17,6 +17,7 @@ from nbproviders.core.watch import Watch
 from nbproviders.residency import residency as residencies
 from nbproviders.residency.entry import Entry, Loader, State
 from nbproviders.residency.memory import size_text
+from nbproviders.residency.progress import Progress
 
 SHOW_AFTER_S = 1.0
 _BAR_CHARACTERS = 20
@@ -133,8 +134,13 @@ class Waiting(Watch):
             self._clear()
             self._key = shown.key
         if Waiting._shown.setdefault(shown.key, self) is self:
-            told = f"{self._doing} {shown.spec}, {elapsed_s:.0f} s"
-            self._line.show(told if found is None else _told(found, elapsed_s))
+            told = self._of_doing(shown, elapsed_s) if found is None else _told(found, elapsed_s)
+            self._line.show(told)
+
+    def _of_doing(self, loader: Loader | Entry, elapsed_s: float) -> str:
+        entry = residencies.default().find(loader.key)
+        share = _share(entry.progress) if entry is not None and entry.on_the_move else ""
+        return f"{self._doing} {loader.spec}, {elapsed_s:.0f} s{share}"
 
     def _clear(self) -> None:
         self._line.show("")
@@ -182,9 +188,14 @@ def doing(entry: Entry) -> str:
 
 
 def _told(entry: Entry, elapsed_s: float) -> str:
-    said, progress = doing(entry), entry.progress
+    said = doing(entry)
     text = f"{said[0].upper()}{said[1:]}, {elapsed_s:.0f} s"
-    if progress.fraction is not None and entry.state is not State.WAITING:
-        done, total = map(size_text, (progress.done_bytes, progress.total_bytes))
-        text += f"  {bar(progress.fraction)}  {done} of {total}"
-    return text
+    comes = entry.coming and entry.state is not State.WAITING
+    return text + (_share(entry.progress) if comes else "")
+
+
+def _share(progress: Progress) -> str:
+    if progress.fraction is None:
+        return ""
+    done, total = map(size_text, (progress.done_bytes, progress.total_bytes))
+    return f"  {bar(progress.fraction)}  {done} of {total}"

@@ -151,6 +151,15 @@ class Entry:
         """Whether it is on its way to where it can compute."""
         return self.state in (State.COLD, State.WAITING, State.LOADING, State.WAKING)
 
+    def awake_with(self, held: Mapping[str, int]) -> dict[str, int]:
+        """Return what it is charged while it holds so much and may compute."""
+        return {d: held.get(d, 0) + self.reserve.get(d, 0) for d in {**held, **self.reserve}}
+
+    @property
+    def on_the_move(self) -> bool:
+        """Whether its progress is that of what happens to it now: it comes, or falls asleep."""
+        return self.coming or (self.state is State.DRAINING and self.moving is not None)
+
     def taken(self, device: str) -> int:
         """Return the bytes of its charge that are really allocated, and that free memory shows no more."""
         weights = max(self.charges.get(device, 0) - self.reserve.get(device, 0), 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -146,7 +146,7 @@ class Mover:
             del self._table.entries[entry.key]
 
     def cancel(self, entry: Entry) -> None:
-        """Stop a load or a wake; a model that goes to sleep goes on."""
+        """Stop a load or a wake; a model that goes to sleep does so, or is as it was."""
         entry.progress.cancel()
         if entry.moving is not None and entry.coming:
             entry.moving.cancel()
@@ -193,7 +193,7 @@ class Mover:
             promised, held = entry.charges, dict(model.info.memory_bytes)
             entry.model = model
             if held:  # else it does not say, and is charged what was told before
-                entry.charges = _with(held, entry.reserve)
+                entry.charges = entry.awake_with(held)
             self._is_hot(entry)
             entry.load_s = entry.last_used_s - began_s
         self.excess.loaded(entry, promised)
@@ -226,7 +226,7 @@ class Mover:
         entry.progress.phase = "waking"
         transfer = await self._tried_twice(entry, sleeper.wake)
         with self._table.lock:
-            entry.charges = _with(transfer.held, entry.reserve)
+            entry.charges = entry.awake_with(transfer.held)
             self._is_hot(entry)
             entry.wake_s = entry.last_used_s - began_s
         self._table.came(entry.key, transfer.moved_bytes)
@@ -316,11 +316,14 @@ class Mover:
         assert sleeper is not None
         before, taken_before = entry.charged_bytes, entry.taken_bytes
         try:
-            transfer = await sleeper.sleep()
+            transfer = await sleeper.sleep(entry.progress)
         except UnsupportedError as error:  # it is as it was
             entry.state, entry.refused = State.HOT, fresh(error)
             return
         except FOREIGN as error:
+            if entry.progress.cancelled:  # so is this one
+                entry.state, entry.refused = State.HOT, ClosedError(f"{entry.spec} was unloaded.")
+                return
             with self._table.lock:
                 # Nobody knows what it still holds: it counts until it is closed.
                 entry.held = dict(entry.charges)
@@ -360,7 +363,8 @@ class Mover:
             left: list[asyncio.Future[Model]] = []
             if entry.moving is None:
                 entry.state = State.DRAINING
-                left, entry.waiters = entry.waiters, []  # they waited for a break to end
+            if not entry.coming:
+                left, entry.waiters = entry.waiters, []  # they waited for a break or a sleep to end
         for waiter in left:
             if not waiter.done():
                 waiter.set_exception(Left())
@@ -393,7 +397,3 @@ class Mover:
         self.cancel(entry)
         for task in list(entry.running):
             task.cancel()
-
-
-def _with(held: Mapping[str, int], reserve: Mapping[str, int]) -> dict[str, int]:
-    return {d: held.get(d, 0) + reserve.get(d, 0) for d in {**held, **reserve}}

@@ -34,7 +34,7 @@ class Resident:
     load_s
         Seconds it took to load.
     progress
-        Share of the load or wake that is done; None if unknown or not coming.
+        Share of the load, the wake or the falling asleep that is done; None if unknown, or none is under way.
     key
         The key's digest.
     notes

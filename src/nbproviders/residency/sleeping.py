@@ -40,8 +40,12 @@ class Sleeps(Protocol):
     Both run while no operation does. Structure, tokenizer and thread outlive the sleep.
     """
 
-    async def sleep(self) -> Transfer:
-        """Give the device's memory back. Copies no weights: what they were read from is still there."""
+    async def sleep(self, progress: Progress) -> Transfer:
+        """Give the device's memory back. Copies no weights: what they were read from is still there.
+
+        One that takes long tells `progress`. Its `ClosedError` means that the model is unloaded by force:
+        it may be raised, and then nothing has changed.
+        """
 
     async def wake(self, progress: Progress) -> Transfer:
         """Have the weights on the device again, each bit as it was.

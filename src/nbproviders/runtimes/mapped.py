@@ -100,15 +100,15 @@ class Mapped(Placement):
         size = self._staying + (0 if self.asleep else self._size)
         return {"cpu": size} if size else {}
 
-    def _leave(self) -> int:
-        read_bytes = 0 if self._compared else self._compare()
+    def _leave(self, progress: Progress) -> int:
+        read_bytes = 0 if self._compared else self._compare(progress)
         on_heap = bool(self._cast) and self._slab is None
         self.free()
         if on_heap:  # so the library has cast them, each by itself: blocks that the heap would keep
             devices.release_cached()
         return read_bytes
 
-    def _compare(self) -> int:
+    def _compare(self, progress: Progress) -> int:
         """See that the files hold everything that is to leave, and return the bytes read for it."""
         import torch
 
@@ -121,7 +121,7 @@ class Mapped(Placement):
             ]
             nowhere = torch.empty(slab_bytes(entries), dtype=torch.uint8, device="meta")
             bring = transfers.bringing(entries, sources)
-            transfers.fill(nowhere, bring, transfers.InPlace(), Progress(), "comparing")
+            transfers.fill(nowhere, bring, transfers.InPlace(), progress, "comparing")
         wrong = [e for e, source in zip(entries, sources, strict=True) if not source.equal]
         if wrong:
             self.reason = f"not all weights are as the files hold them ({told(wrong)})"

@@ -46,13 +46,15 @@ class Placement(ABC):
     def held(self) -> dict[str, int]:
         """Bytes on each device now; ``host`` is a copy in main memory for another device."""
 
-    def sleep(self) -> Transfer:
+    def sleep(self, progress: Progress) -> Transfer:
         """Give the device's memory back.
 
         Raises
         ------
         UnsupportedError
             If the weights could not come back as they are. Then they stay, and can only be freed.
+        ClosedError
+            If it is no longer wanted. They stay.
         """
         read_bytes = 0
         if not self.asleep:
@@ -63,7 +65,7 @@ class Placement(ABC):
                     "This model cannot sleep: its weights were changed since it was loaded.",
                     hint="The changes would be lost. Save the model, and load what was saved.",
                 )
-            read_bytes = self._leave()
+            read_bytes = self._leave(progress)
             self.asleep = True
         return Transfer(self.held, read_bytes)
 
@@ -84,7 +86,7 @@ class Placement(ABC):
         return Transfer(self.held, moved_bytes, source)
 
     @abstractmethod
-    def _leave(self) -> int:
+    def _leave(self, progress: Progress) -> int:
         """Return bytes that were read from files for it."""
 
     @abstractmethod
@@ -148,7 +150,7 @@ class Fixed(Placement):
         """Bytes on each device."""
         return tensor_bytes(self._model)
 
-    def _leave(self) -> int:
+    def _leave(self, progress: Progress) -> int:
         raise AssertionError("unreachable: there is a reason")
 
     def _return(self, progress: Progress) -> tuple[int, str]:

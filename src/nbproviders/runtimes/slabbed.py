@@ -150,7 +150,7 @@ class Slabbed(Placement):
         there = self._slab.size_bytes + self._others_bytes
         return {place: size for place, size in ((self._device, there), (HOST, host)) if size}
 
-    def _leave(self) -> int:
+    def _leave(self, progress: Progress) -> int:
         emptied(self.entries, self._slab)
         return 0
 

@@ -87,7 +87,7 @@ class TransformersModel(LocalModel):
         """Its tokenizer."""
         return self._tokenizer
 
-    async def sleep(self) -> Transfer:
+    async def sleep(self, progress: Progress) -> Transfer:
         """Give the device's memory back. See `Sleeps`.
 
         No weights are written anywhere. On a CPU the first time compares them with their files, and so reads
@@ -97,8 +97,10 @@ class TransformersModel(LocalModel):
         ------
         UnsupportedError
             If the weights could not come back as they are: they stay.
+        ClosedError
+            If it is unloaded by force meanwhile: they stay as well, until it is closed.
         """
-        return await self._worker.run_to_end(self._put_to_sleep)
+        return await self._worker.run_to_end(self._put_to_sleep, progress)
 
     async def wake(self, progress: Progress) -> Transfer:
         """Have the weights on the device again, each bit as it was. Cancelled, it stays asleep.
@@ -131,8 +133,8 @@ class TransformersModel(LocalModel):
             self.info, memory_bytes=placement.held, can=can, notes=notes
         )
 
-    def _put_to_sleep(self) -> Transfer:
-        return self._told_of(self._movable().sleep())
+    def _put_to_sleep(self, progress: Progress) -> Transfer:
+        return self._told_of(self._movable().sleep(progress))
 
     def _woken(self, progress: Progress) -> Transfer:
         return self._told_of(self._movable().wake(progress))
