@@ -6,6 +6,7 @@ import asyncio
 import io
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -437,6 +438,31 @@ def until_gone() -> None:
     while nbp.residents():
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
+
+
+def test_models_of_one_device_take_turns_without_copies(
+    default_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no main memory for copies they sleep and wake from their files, and are never loaded again."""
+    pytest.importorskip("torch")
+    monkeypatch.setenv("NBPROVIDERS_VIRTUAL", "virtual:0=64MiB")
+    nbp.set_memory("virtual:0=10MiB,host=0")
+    names = (
+        "transformers:demo-m?device=virtual:0",
+        "transformers:demo-m?device=virtual:0&dtype=float32",
+    )
+    try:
+        texts: dict[str, list[str]] = {name: [] for name in names}
+        for name in names * 3:
+            with nbp.model(name) as m:
+                texts[name].append(m.generate("12+30=", max_tokens=4, temperature=0))
+        assert len({text for each in texts.values() for text in each}) == 1
+        kinds = Counter((one.kind, one.spec) for one in nbp.events() if one.spec in names)
+        assert [kinds["created", name] for name in names] == [1, 1]
+        assert [kinds["woken", name] for name in names] == [2, 2]
+        assert all("host" not in one.bytes for one in nbp.residents())
+    finally:
+        nbp.unload_all()
 
 
 def test_models_that_nobody_uses_leave(lab: type[ScriptedProvider], default_memory: None) -> None:

@@ -293,22 +293,32 @@ async def test_more_than_there_is_room_for_stays_all_the_same(kind: type[Scripte
     await running
 
 
+def beside(name: str, *, gpu: int, host: int) -> SleepyLoader:
+    """A model that keeps bytes in main memory that it had not told of."""
+    loader = SleepyLoader(name, needs=gpu, wish=False)
+
+    async def load(progress: Progress) -> Model:
+        loader.loads += 1
+        loader.models.append(SleepyModel({"gpu": gpu, HOST: host}))
+        return loader.models[-1]
+
+    loader.load = load  # type: ignore[method-assign]
+    return loader
+
+
 @in_virtual_time
-async def test_what_no_file_holds_is_no_copy_that_is_too_much() -> None:
-    """A few bytes in main memory beside no copy at all send nobody away."""
-    home = house(100, host=0)
-    loaders = [
-        SleepyLoader(name, needs=30, make=lambda: SleepyModel({"gpu": 30, HOST: 48}), wish=False)
-        for name in "ab"
-    ]
-    for loader in loaders:
-        loader.load = lambda progress, loader=loader: ScriptedLoader.load(loader, progress)  # type: ignore
-    await resident(home, *loaders)
-    await resident(home, *loaders)
-    assert [loader.loads for loader in loaders] == [1, 1]
-    home.settle()
-    await turns()
-    assert {entry.state for entry in home.entries()} == {State.HOT}
+async def test_nobody_has_to_make_room_for_what_a_model_has_already() -> None:
+    """What it keeps in main memory is no reason why it could not wake, or be opened with others."""
+    home = house(100, host=100)
+    one, two = beside("one", gpu=60, host=10), beside("two", gpu=30, host=10)
+    await resident(home, one, two)
+    await home.sleep(there(home, one))
+    await home.pin(two)
+    home.memory.set_budget({"gpu": 100, HOST: 15})  # nobody has looked yet
+    await resident(home, one)
+    for lease in await home.lease_all([one, two]):
+        lease.release()
+    assert (one.loads, two.loads, one.sleeper.wakes) == (1, 1, 1)
 
 
 @in_virtual_time

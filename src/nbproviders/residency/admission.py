@@ -26,8 +26,6 @@ PATIENCE_S = 5.0
 BREAK_S = 10.0
 # A kernel that ends takes its page along at once, and its memory a little later.
 SETTLED_S = 1.0
-# What models may keep in main memory beside copies, whatever is allowed for these: what no file holds.
-_BESIDE_BYTES = 16 * 2**20
 
 
 class Admission:
@@ -172,8 +170,9 @@ class Admission:
         """Charge what is wanted if it fits, in one step under the lock."""
         others = self._others(wants)
         needs = [want.now for want in wants]
+        asked = _asked(wants)
         with self.sharing.reserving({device for need in needs for device in need}):
-            limits = self.room.limits(needs)
+            limits = self.room.limits([asked])
             with self._table.lock:
                 needed = _total([*(e.charges for e in others), *needs])
                 if any(needed.get(device, 0) > limit for device, limit in limits.items()):
@@ -230,8 +229,6 @@ class Admission:
         charges = _total([entry.charges for entry in entries.values()])
         limits = self.room.limits([charges])
         excess = {d: charges[d] - limit for d, limit in limits.items() if charges[d] > limit}
-        if excess.get(HOST, _BESIDE_BYTES + 1) <= _BESIDE_BYTES:
-            del excess[HOST]
         if not excess:
             return (), False
         decided = plan(self._seats(()), dict.fromkeys(excess, 1), _less_one(limits))
@@ -250,8 +247,7 @@ class Admission:
         return [entry for entry in self._table.all() if id(entry) not in wanted]
 
     def _plan(self, wants: Sequence[Want], *, as_if_idle: bool = False) -> Plan:
-        need = _total([want.now for want in wants])
-        return self._plan_for(need, self._seats(wants, as_if_idle=as_if_idle))
+        return self._plan_for(_asked(wants), self._seats(wants, as_if_idle=as_if_idle))
 
     def _plan_for(self, need: Mapping[str, int], seats: Sequence[Seat]) -> Plan:
         return plan(seats, need, self.room.limits([need]))
@@ -336,6 +332,12 @@ def _total(charges: Sequence[Mapping[str, int]]) -> dict[str, int]:
         for device, count in each.items():
             total[device] = total.get(device, 0) + count
     return total
+
+
+def _asked(wants: Sequence[Want]) -> dict[str, int]:
+    """Return what is wanted together of those devices of which one of them wants more than it has."""
+    more = {d for want in wants for d in want.more}
+    return {d: n for d, n in _total([want.now for want in wants]).items() if d in more}
 
 
 def _fits(more: Mapping[str, int], there: Sequence[Entry], limits: Mapping[str, int]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nbproviders.residency.entry import Entry
 from nbproviders.residency.ledger import strangers
 from nbproviders.residency.memory import HOST, Memory
-from nbproviders.residency.residents import NEXT_TO_NOTHING, DeviceUse
+from nbproviders.residency.residents import DeviceUse
 from nbproviders.residency.room import Room
 from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
@@ -16,13 +16,7 @@ def uses(table: Table, memory: Memory, sharing: Sharing) -> list[DeviceUse]:
     charged = {device for entry in table.all() for device, n in entry.charges.items() if n}
     there = charged | memory.named() | memory.seen | {"cpu"}
     found = [_use(device, table, memory, sharing) for device in sorted(there, key=_rank)]
-    return [use for use in found if _is_told(use)]
-
-
-def _is_told(use: DeviceUse) -> bool:
-    # Without room for copies, a model that sleeps still keeps a few bytes beside its weights there.
-    least = NEXT_TO_NOTHING if use.device == HOST else 1
-    return use.total > 0 or use.in_use + use.idle >= least
+    return [use for use in found if use.total > 0 or use.in_use + use.idle > 0]
 
 
 def _rank(device: str) -> tuple[int, str]:

@@ -64,6 +64,12 @@ class Want:
         """What it needs, or what was reserved for it meanwhile by somebody else who asked for it."""
         return self.need if self.entry.state in OUTSIDE else self.entry.charges
 
+    @property
+    def more(self) -> set[str]:
+        """The devices of which it wants more than it is charged: nobody has to make room for what it has."""
+        has = self.entry.charges
+        return {device for device, count in self.now.items() if count > has.get(device, 0)}
+
 
 @dataclass(eq=False)
 class Waiting:
@@ -143,9 +149,4 @@ def may_pass(before: Sequence[Waiting], wants: Sequence[Want]) -> bool:
 
 def _devices(wants: Sequence[Want]) -> frozenset[str]:
     # Copies for other devices lie in the same main memory.
-    return frozenset(
-        "cpu" if device == HOST else device
-        for want in wants
-        for device, count in want.now.items()
-        if count
-    )
+    return frozenset("cpu" if device == HOST else device for want in wants for device in want.more)

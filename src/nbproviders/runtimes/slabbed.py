@@ -144,9 +144,8 @@ class Slabbed(Placement):
 
     @property
     def held(self) -> dict[str, int]:
-        """The slab, and what main memory keeps for it."""
+        """The slab and its copy. What no file holds is little: like the structure, it is not counted."""
         host = self._host.size_bytes if self._host is not None else 0
-        host += sum(memory.numel() for memory in self._kept.values())
         there = self._slab.size_bytes + self._others_bytes
         return {place: size for place, size in ((self._device, there), (HOST, host)) if size}
 
