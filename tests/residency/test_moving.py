@@ -269,8 +269,10 @@ async def test_more_than_was_estimated_has_idle_others_leave() -> None:
 
 @in_virtual_time
 @pytest.mark.parametrize("kind", [ScriptedLoader, SleepyLoader])
-async def test_more_than_there_is_room_for_stays_all_the_same(kind: type[ScriptedLoader]) -> None:
-    """Where nobody's leaving would help, nobody leaves: not the one that grew, now or after any use."""
+async def test_more_than_there_is_room_for_stays_until_it_can_leave(
+    kind: type[ScriptedLoader],
+) -> None:
+    """While nobody's leaving would help, nobody leaves, and never the one that grew; then who helps does."""
     home, gate = house(100, host=0), Gate()
     busy, idle = ScriptedLoader("busy", needs=40), ScriptedLoader("idle", needs=10)
     running = start(operate(home, busy, gate))
@@ -291,6 +293,57 @@ async def test_more_than_there_is_room_for_stays_all_the_same(kind: type[Scripte
     assert there(home, idle).state is State.HOT
     gate.open()
     await running
+    await turns()
+    assert charges(home) == {"idle": {"gpu": 10}, "grown": {"gpu": 80}}
+    assert why(home) == [("evicted", "busy", "scripted:grown took more than was told")]
+
+
+@in_virtual_time
+async def test_one_that_is_too_large_for_the_budget_by_itself_stays() -> None:
+    """It would come back as large: it is not loaded again for each use."""
+    home = house(100, host=0)
+    grown = ScriptedLoader("grown", needs=40, make=lambda: ScriptedModel(memory_bytes={"gpu": 120}))
+    for _ in range(4):
+        await operate(home, grown, Gate(opened=True))
+        await turns()
+    assert grown.loads == 1
+
+
+@in_virtual_time
+async def test_a_budget_mistyped_during_a_load_costs_no_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is loaded stays, whatever it took; the next load tells of the typing error."""
+    monkeypatch.setenv(BUDGET_VARIABLE, "gpu=100MiB")
+    home, gate = Residency(Memory(probes={}), asyncio.get_running_loop().time), Gate()
+    loader = ScriptedLoader(
+        "a", needs=80, gate=gate, make=lambda: ScriptedModel(memory_bytes={"gpu": 81})
+    )
+    asking = start(home.lease(loader))
+    await turns()
+    monkeypatch.setenv(BUDGET_VARIABLE, "gpu=100")
+    gate.open()
+    (await asking).release()
+    assert there(home, loader).state is State.HOT
+    with pytest.raises(ConfigurationError, match="has no unit"):
+        await home.lease(ScriptedLoader("b"))
+
+
+@in_virtual_time
+async def test_stop_while_a_budget_is_lowered_stops_only_the_waiting() -> None:
+    """What was to leave leaves: also what says, after the Stop, that it cannot sleep."""
+    home, falling = house(100, host=0), Gate()
+    loader = FallingLoader(falling)
+    await resident(home, loader)
+    home.memory.set_budget({"gpu": 40, HOST: 0})
+    settling = start(home.settled())
+    await turns()
+    settling.cancel()
+    await turns()
+    loader.sleeper.upset = UnsupportedError("its weights were changed")
+    falling.open()
+    await turns()
+    assert (loader.sleeper.closed, home.residents()) == (1, [])
 
 
 def beside(name: str, *, gpu: int, host: int) -> SleepyLoader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
 from nbproviders.residency import refusal
@@ -215,8 +216,10 @@ class Admission:
                 return {}
         return want.optional
 
-    def over(self, *, everybody: bool) -> tuple[Sequence[tuple[Entry, MoveKind]], bool]:
-        """Return moves that bring charges within their limits, and whether more has to leave for that later.
+    def over(
+        self, *, everybody: bool, stay: Collection[Entry] = ()
+    ) -> tuple[Sequence[tuple[Entry, MoveKind]], bool]:
+        """Return moves that bring charges within their limits, and whether too much is left for now.
 
         Loads take more than was told, and limits are lowered.
 
@@ -224,6 +227,8 @@ class Admission:
         ----------
         everybody
             Where no moves suffice, because of models in use: have all others leave all the same.
+        stay
+            They do not leave.
         """
         entries = {entry.key.digest: entry for entry in self._table.all()}
         charges = _total([entry.charges for entry in entries.values()])
@@ -231,16 +236,18 @@ class Admission:
         excess = {d: charges[d] - limit for d, limit in limits.items() if charges[d] > limit}
         if not excess:
             return (), False
-        decided = plan(self._seats(()), dict.fromkeys(excess, 1), _less_one(limits))
+        staying = {entry.key.digest for entry in stay}
+        seats = [replace(one, busy=one.busy or one.name in staying) for one in self._seats(())]
+        decided = plan(seats, dict.fromkeys(excess, 1), _less_one(limits))
         if decided.verdict == "fits":
             return [(entries[name], kind) for name, kind in decided.moves], False
-        idle = [e for e in entries.values() if e.idle] if everybody else []
+        idle = [e for e in entries.values() if e.idle and e not in stay] if everybody else []
         return [
             (e, "sleep" if _sleeps_off(e, excess) else "free")
             for e in idle
             # What sleeps keeps next to nothing of a device.
             if any(e.charges.get(d) and (d == HOST or e.state is State.HOT) for d in excess)
-        ], everybody
+        ], True
 
     def _others(self, wants: Sequence[Want]) -> list[Entry]:
         wanted = {id(want.entry) for want in wants}

@@ -16,6 +16,8 @@ from nbproviders.residency.seats import Make
 class Excess:
     """Has idle models leave until charges are within their limits. Lives on the engine's loop.
 
+    Where models in use are in the way, it looks again after each use, until there is nothing too much.
+
     Parameters
     ----------
     admission
@@ -26,27 +28,40 @@ class Excess:
 
     def __init__(self, admission: Admission, make: Make) -> None:
         self._admission, self._make = admission, make
-        self._lowered = False  # less is allowed than what is in use: it leaves once it is not
+        self._lowered = False  # less is allowed than before: everybody leaves who can
+        # They took more than was told. For that others leave where it helps, never they themselves: they
+        # would come back as large, to leave again after each use.
+        self._grown: list[Entry] = []
         self._tasks: set[asyncio.Task[object]] = set()  # a loop keeps tasks by weak references only
 
     def lower(self) -> None:
         """Have idle models leave, now that less may be allowed; and what is in use once it is not."""
-        with suppress(ConfigurationError):  # a budget that cannot be read is told by the next load
-            moves, self._lowered = self._admission.over(everybody=True)
-            for entry, kind in moves:
-                self.make(entry, kind, "less memory is allowed now")
+        self._lowered = True
+        self._look("less memory is allowed now")
 
     def loaded(self, entry: Entry, promised: Mapping[str, int]) -> None:
         """Have idle others leave, if a model took more than was told before it was loaded, and that helps."""
         if any(count > promised.get(device, 0) for device, count in entry.charges.items()):
-            moves, _ = self._admission.over(everybody=False)  # itself, it still counts as loading
-            for other, kind in moves:
-                self.make(other, kind, f"{entry.spec} took more than was told")
+            self._grown.append(entry)
+            self._look(f"{entry.spec} took more than was told")
 
     def used(self) -> None:
         """Look again, now that a model is no longer in use, if some had to stay for that."""
         if self._lowered:
-            self.lower()
+            self._look("less memory is allowed now")
+        elif self._grown:
+            self._look(f"{self._grown[-1].spec} took more than was told")
+
+    def _look(self, why: str) -> None:
+        self._grown = [entry for entry in self._grown if entry.model is not None]
+        stay = () if self._lowered else self._grown
+        with suppress(ConfigurationError):  # a budget that cannot be read is told by the next load
+            moves, more = self._admission.over(everybody=self._lowered, stay=stay)
+            if not more:
+                self._lowered = False
+                self._grown.clear()
+            for entry, kind in moves:
+                self.make(entry, kind, why)
 
     def make(self, entry: Entry, kind: MoveKind, why: str) -> None:
         """Have a model make a move, by and by."""
@@ -55,5 +70,6 @@ class Excess:
         task.add_done_callback(self._tasks.discard)
 
     async def made(self) -> None:
-        """Wait until all moves that were begun are made."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Wait until all moves that were begun are made; cancelled, they go on."""
+        if self._tasks:
+            await asyncio.wait(self._tasks.copy())
