@@ -119,7 +119,7 @@ def test_a_client_of_a_provider_without_a_name() -> None:
 def test_a_smaller_budget_holds_when_it_is_set() -> None:
     """The next line of the cell finds it so."""
     pytest.importorskip("torch")
-    spec = "transformers:demo-s"
+    spec = "transformers:demo-s?device=cpu"
     nbp.load_sync(spec).close()
     try:
         nbp.set_memory("cpu=100KiB")
@@ -136,7 +136,7 @@ def test_weights_are_not_looked_at_in_their_sleep() -> None:
         nbp.sleep(m)
         with pytest.raises(nbp.ClosedError, match="asleep") as caught:
             _ = m.raw
-        assert 'nbp.pin("transformers:demo-s")' in caught.value.hint
+        assert "nbp.pin(m)" in caught.value.hint
         nbp.pin(m)
         assert m.raw.lm_head.weight.norm().item() == norm
         nbp.unpin(m)

@@ -1,4 +1,4 @@
-"""Promises of models that run out of memory while they compute: others make room, none that is wanted."""
+"""Promises of models that run out of memory: others make room, none that is wanted, and it is tried again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import replace
 import pytest
 
 from nbproviders.core.completion import Finish
+from nbproviders.core.model import Model
 from nbproviders.core.params import Request, as_request
 from nbproviders.core.tokens import Score, Token
 from nbproviders.errors import InsufficientMemoryError
 from nbproviders.residency.leased import LeasedModel
+from nbproviders.residency.progress import Progress
 from tests.scripted import (
     Gate,
     ScriptedLoader,
@@ -96,6 +98,23 @@ async def test_all_calls_that_run_out_of_memory_together_are_made_again(
 
 
 @in_virtual_time
+async def test_a_call_for_which_others_left_in_vain_is_told_who_is_there() -> None:
+    """The error of the second try has the table and what to do, as that of a first has."""
+    home = house(100)
+    full = ScriptedLoader("full", needs=10, make=lambda: Full(lambda: 1))
+    pinned, idle = ScriptedLoader("pinned", needs=10), ScriptedLoader("idle", needs=10)
+    await resident(home, full, pinned, idle)
+    await home.pin(pinned)
+    for _ in range(2):
+        with pytest.raises(
+            InsufficientMemoryError, match=r"(?s)is full.*scripted:pinned"
+        ) as caught:
+            await LeasedModel(home, full).generate("x")
+        assert "nbp.unpin" in caught.value.hint
+    assert idle.model.closed == 1
+
+
+@in_virtual_time
 @pytest.mark.parametrize("how", ["pinned", "running"])
 async def test_who_is_wanted_meanwhile_stays(
     how: str, closing: Gate, rivals: list[ScriptedLoader]
@@ -118,3 +137,33 @@ async def test_who_is_wanted_meanwhile_stays(
     assert stays.model.closed == 0
     using.open()
     await task
+
+
+class Twice(ScriptedLoader):
+    """Runs out of memory when all of it is there, and is given a second try."""
+
+    async def load(self, progress: Progress) -> Model:
+        self.loads += 1
+        if self.loads == 1:
+            progress.allocated_bytes["gpu"] = 80
+            progress.report(80, 80)
+            raise InsufficientMemoryError("the device is full")
+        self.models.append(ScriptedModel(memory_bytes=self.needs))
+        return self.models[-1]
+
+
+@in_virtual_time
+async def test_what_a_first_try_gave_back_is_not_taken() -> None:
+    """While others leave for the second, the device's free memory shows what the first one had."""
+    home, leaving = house(100), Gate()
+    rival = ScriptedLoader("rival", needs=10, make=lambda: SlowToLeave(leaving))
+    await resident(home, rival)
+    loader = Twice("a", needs=80)
+    asking = start(home.lease(loader))
+    await turns()
+    entry = home.find(loader.key)
+    assert entry is not None
+    assert (loader.loads, entry.taken("gpu")) == (1, 0)
+    leaving.open()
+    (await asking).release()
+    assert (loader.loads, entry.taken("gpu")) == (2, 80)

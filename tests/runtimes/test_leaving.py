@@ -83,6 +83,22 @@ def test_what_somebody_sees_as_well_is_not_emptied(monkeypatch: pytest.MonkeyPat
     assert made.size_bytes > 0
 
 
+def test_what_a_graph_will_need_is_not_emptied() -> None:
+    """Gradients that are asked for after the model has left are those of its weights."""
+    model, entries, made = placed()
+    x = torch.ones(SIDE, SIDE, requires_grad=True)
+
+    def used(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return weight[3], (weight * x).sum()
+
+    row, loss = used(model.weight.detach())
+    before = model.weight.detach().clone()
+    slab.emptied(entries, made)
+    loss.backward()
+    assert torch.equal(x.grad, before)
+    assert torch.equal(row, before[3])
+
+
 def test_memory_that_was_given_to_another_is_not_touched() -> None:
     """An address that came free is somebody else's, though a part of what was left is still looked into."""
     kept, gone = torch.ones(5_000_000), torch.ones(10_000_000)

@@ -114,7 +114,10 @@ class LeasedModel(Model):
             return await work()
         except InsufficientMemoryError as error:
             await self._residency.relieve(self._loader, error, evictions)
-        return await work()
+        try:
+            return await work()
+        except InsufficientMemoryError as error:
+            raise self._residency.refused(self._loader, error) from None
 
     async def open(self) -> None:
         """Have it in memory, for what only a loaded model can tell."""
@@ -159,7 +162,7 @@ class LeasedModel(Model):
         if entry.state is not State.HOT:
             raise ClosedError(
                 f"The weights of {self._loader.spec} are not in memory now: it is asleep, or on its way.",
-                hint=f'nbp.pin("{self._loader.spec}") brings them back and keeps them there.',
+                hint="nbp.pin(m), where m is this model, brings them back and keeps them there.",
             )
         return entry.model.raw
 

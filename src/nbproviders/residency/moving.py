@@ -245,6 +245,7 @@ class Mover:
         try:
             return await work(entry.progress)
         except InsufficientMemoryError as error:
+            entry.progress.restart()
             if not await self.admission.evict_idle(entry, evictions):
                 raise self.admission.refused(entry, error) from None
         try:

@@ -37,6 +37,11 @@ class Progress:
         self.phase = phase or self.phase
         self.check()
 
+    def restart(self) -> None:
+        """Forget what was done: it was given back, and is begun anew."""
+        self.done_bytes = 0
+        self.allocated_bytes.clear()
+
     def check(self) -> None:
         """Raise `ClosedError` if nobody wants this load any more."""
         if self._stop.is_set():

@@ -260,9 +260,14 @@ class Residency:
         InsufficientMemoryError
             The error with the table of who holds what, if none could leave.
         """
-        entry, admission = self.find(loader.key), self._mover.admission
-        if entry is None or not await admission.evict_idle(entry, evictions):
-            raise error if entry is None else admission.refused(entry, error) from None
+        entry = self.find(loader.key)
+        if entry is None or not await self._mover.admission.evict_idle(entry, evictions):
+            raise self.refused(loader, error) from None
+
+    def refused(self, loader: Loader, error: InsufficientMemoryError) -> ProviderError:
+        """Return the error of a model that ran out of memory with the table of who holds what."""
+        entry = self.find(loader.key)
+        return error if entry is None else self._mover.admission.refused(entry, error)
 
     # What is told
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +94,22 @@ class Leaving:
                 yield one
 
 
-def _hidden(found: list[Tensor]) -> list[Tensor]:
-    """Return tensors that nobody sees: ``weight.detach()[0]`` keeps what it is a view of."""
+def _hidden(found: list[Any]) -> list[Any]:
+    """Return tensors that nobody sees: ``weight.detach()[0]`` keeps what it is a view of.
+
+    Neither by Python's references, nor by torch's own: a graph that waits for ``backward`` has some.
+    """
     import torch
 
     view = torch.zeros(2)[0]
-    probe = [view._base]
+    probe: list[Any] = [view._base]
     [unseen] = [sys.getrefcount(one) for one in probe]  # what torch and this very look hold
-    bases = {id(one._base) for one in found if one._base is not None}
-    return [one for one in found if id(one) in bases and sys.getrefcount(one) <= unseen]
+    alone = probe[0]._use_count() - 1  # what torch holds of any tensor, less that view
+    views = Counter(id(one._base) for one in found if one._base is not None)
+    return [
+        one
+        for one in found
+        if id(one) in views
+        and sys.getrefcount(one) <= unseen
+        and one._use_count() <= alone + views[id(one)]
+    ]
