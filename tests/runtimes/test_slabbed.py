@@ -12,7 +12,7 @@ import pytest
 
 from nbproviders.errors import InsufficientMemoryError
 from nbproviders.residency.progress import Progress
-from nbproviders.runtimes import slabbed, virtual
+from nbproviders.runtimes import leaving, slabbed, virtual
 from tests.runtimes.test_mapped import MEASURED
 
 torch = pytest.importorskip("torch")
@@ -83,6 +83,28 @@ def test_what_no_file_holds_is_kept_if_it_is_little(
     there = placed(Halves(), tmp_path)
     assert "alone" in there.reason
     there.free()
+
+
+def test_what_others_keep_of_an_earlier_sleep_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state_dict that was kept over a sleep and a wake is a second copy on the device; then it is not."""
+    monkeypatch.setattr(leaving, "COPIED_BYTES", 0)
+    model = Halves()
+    tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    there = placed(model, tmp_path)
+    [(device, size)] = there.held.items()
+    kept = model.state_dict()
+    for _ in range(2):
+        there.sleep(Progress())
+        assert size <= there.held[device] < 1.1 * size  # in whole pages
+        there.wake(Progress())
+        assert 2 * size <= there.held[device] < 2.1 * size
+    del kept
+    assert there.held == {device: size}
+    there.free()
+    assert there.held == {}
 
 
 def test_a_file_that_holds_something_else_is_not_relied_upon(tmp_path: Path) -> None:

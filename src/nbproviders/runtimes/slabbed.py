@@ -100,6 +100,7 @@ class Slabbed(Placement):
         self._spans = spans_of(model, entries, files)
         self._kept: dict[int, Tensor] = {}  # by an entry's number
         self._host: HostBuffer | None = None
+        self._left: list[Slab] = []  # of earlier sleeps, as long as somebody looks into them
         self._slab = Slab(device, self._size)
         progress.allocated_bytes[device] = self._size
         self.entries = entries  # for `free`
@@ -146,7 +147,8 @@ class Slabbed(Placement):
     def held(self) -> dict[str, int]:
         """The slab and its copy. What no file holds is little: like the structure, it is not counted."""
         host = self._host.size_bytes if self._host is not None else 0
-        there = self._slab.size_bytes + self._others_bytes
+        there = self._slab.size_bytes + sum(slab.size_bytes for slab in self._left)
+        there += self._others_bytes
         return {place: size for place, size in ((self._device, there), (HOST, host)) if size}
 
     def _leave(self, progress: Progress) -> int:
@@ -165,6 +167,7 @@ class Slabbed(Placement):
                     self._read(slab, lane, progress)
             slab.point(self.entries)
             undone.pop_all()
+        self._left = [old for old in (*self._left, self._slab) if old.size_bytes]
         self._slab = slab
         return self._size, "host copy" if self._host is not None else "files"
 
