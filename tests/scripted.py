@@ -146,6 +146,18 @@ class ScriptedModel(Model):
             raise self._closing
 
 
+class SlowToLeave(ScriptedModel):
+    """Its closing takes until a gate lets it."""
+
+    def __init__(self, leaving: Gate, memory_bytes: Mapping[str, int] | None = None) -> None:
+        super().__init__(memory_bytes=memory_bytes)
+        self._leaving = leaving
+
+    async def aclose(self) -> None:
+        await self._leaving.passed()
+        await super().aclose()
+
+
 class SleepyModel(ScriptedModel):
     """One that can sleep: it keeps a copy on the host if one was granted, else its files.
 

@@ -19,6 +19,7 @@ from tests.scripted import (
     Gate,
     ScriptedLoader,
     ScriptedModel,
+    SlowToLeave,
     house,
     in_virtual_time,
     operate,
@@ -53,18 +54,6 @@ class Full(ScriptedModel):
         return Score((), self.info.spec, 0)
 
 
-class SlowToLeave(ScriptedModel):
-    """Its closing takes a while."""
-
-    def __init__(self, closing: Gate) -> None:
-        super().__init__(memory_bytes={"gpu": 10})
-        self._gate_out = closing
-
-    async def aclose(self) -> None:
-        await self._gate_out.passed()
-        await super().aclose()
-
-
 @pytest.fixture
 def closing() -> Gate:
     return Gate()
@@ -72,7 +61,9 @@ def closing() -> Gate:
 
 @pytest.fixture
 def rivals(closing: Gate) -> list[ScriptedLoader]:
-    return [ScriptedLoader(n, needs=10, make=lambda: SlowToLeave(closing)) for n in "ab"]
+    return [
+        ScriptedLoader(n, needs=10, make=lambda: SlowToLeave(closing, {"gpu": 10})) for n in "ab"
+    ]
 
 
 @in_virtual_time
@@ -156,7 +147,7 @@ class Twice(ScriptedLoader):
 async def test_what_a_first_try_gave_back_is_not_taken() -> None:
     """While others leave for the second, the device's free memory shows what the first one had."""
     home, leaving = house(100), Gate()
-    rival = ScriptedLoader("rival", needs=10, make=lambda: SlowToLeave(leaving))
+    rival = ScriptedLoader("rival", needs=10, make=lambda: SlowToLeave(leaving, {"gpu": 10}))
     await resident(home, rival)
     loader = Twice("a", needs=80)
     asking = start(home.lease(loader))

@@ -18,6 +18,7 @@ from tests.scripted import (
     Gate,
     ScriptedLoader,
     SleepyLoader,
+    SlowToLeave,
     house,
     in_virtual_time,
     operate,
@@ -283,6 +284,36 @@ async def test_who_leaves_while_the_group_waits_is_loaded_anew() -> None:
         await running
         assert (there.loads, states(home)["there"]) == (2, State.HOT)
         nothing_is_held(home)
+
+
+@in_virtual_time
+@pytest.mark.parametrize("order", ["ab", "ba"])
+async def test_who_is_unloaded_while_the_group_waits_for_another_is_never_doubled(
+    order: str,
+) -> None:
+    """Two loads of one model are never in memory at once, whoever leaves in whatever order."""
+    home, closing, using = house(), Gate(), Gate()
+    loaders = {
+        "a": ScriptedLoader("a"),
+        "b": ScriptedLoader("b", make=lambda: SlowToLeave(closing)),
+    }
+    await resident(home, *loaders.values())
+    running = start(operate(home, loaders["a"], using))
+    unloading = [start(home.unload(lambda entry: entry.key == loaders["b"].key))]
+    await turns()
+    group = start(home.lease_all([loaders[name] for name in order]))
+    await turns()
+    unloading.append(start(home.unload(lambda entry: entry.key == loaders["a"].key)))
+    await turns()
+    closing.open()
+    await turns()
+    assert loaders["a"].loads == 1
+    using.open()
+    await running
+    released(await group)
+    await asyncio.gather(*unloading)
+    assert [one.loads for one in loaders.values()] == [2, 2]
+    nothing_is_held(home)
 
 
 def _asleep_and_new(home: Residency) -> list[SleepyLoader]:

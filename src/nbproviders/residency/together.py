@@ -48,9 +48,9 @@ class _Held:
 
     async def take(self, loaders: Sequence[Loader]) -> None:
         """Reserve room for all, then have each come in."""
-        for loader in loaders:
-            while (leaving := self._table.leaving.get(loader.key)) is not None:
-                await leaving.gone.wait()
+        # Each is looked at again after every wait: one that was there may be unloaded meanwhile.
+        while leaving := self._leaving(loaders):
+            await leaving.gone.wait()
         with self._table.lock:
             self._entries = {loader.key: self._table.obtain(loader) for loader in loaders}
             for entry in self._entries.values():
@@ -63,6 +63,10 @@ class _Held:
         self._mover.admission.changes.tell()
         for _, waiter in self._waiters:
             await waiter
+
+    def _leaving(self, loaders: Sequence[Loader]) -> Entry | None:
+        found = (self._table.leaving.get(loader.key) for loader in loaders)
+        return next((entry for entry in found if entry is not None), None)
 
     async def _admitted(self, entries: Sequence[Entry]) -> None:
         while any(entry.state is State.DRAINING for entry in entries):
