@@ -106,8 +106,9 @@ def test_what_is_guessed_is_told() -> None:
         assert note in repr(found)
         assert note in found._repr_html_()
     assert report().notes == []
-    without = report(estimate=estimate).notes
-    assert without[1] == "Main memory has no room for a copy: it wakes from its files."
+    without = "Main memory has no room for a copy: it wakes from its files."
+    assert report(estimate=estimate).notes[1] == without
+    assert without not in report("no", estimate=estimate).notes
 
 
 def test_a_hostile_name_stays_text() -> None:

@@ -134,9 +134,27 @@ async def test_whether_it_would_keep_a_copy() -> None:
     assert entry is not None
     await home.sleep(entry)
     assert [(await fit(home, one)).copy_bytes for one in (first, new)] == [60, 70]
+    crowded = house(100, host=100)
+    await resident(crowded, SleepyLoader("first", needs=60))
+    found = await fit(crowded, new)
+    assert (found.moves, found.copy_bytes) == ((("scripted:first", "free"),), 70)
+    await resident(crowded, new)  # it is as was told
+    assert [dict(one.charges) for one in crowded.entries()] == [{"gpu": 70, HOST: 70}]
     home.memory.set_budget({"gpu": 200, HOST: 0})
     assert (await fit(home, new)).copy_bytes == 0
     assert (await fit(home, ScriptedLoader("plain", needs=10))).copy_bytes == 0
+
+
+@in_virtual_time
+async def test_a_copy_that_is_being_made_is_counted_once() -> None:
+    """Asked while it loads, it has the room that it was granted."""
+    home, gate = house(100, host=100), Gate()
+    new = SleepyLoader("new", needs=70, gate=gate)
+    asking = start(home.lease(new))
+    await turns()
+    assert (await home.fit(new)).copy_bytes == 70
+    gate.open()
+    (await asking).release()
 
 
 @in_virtual_time

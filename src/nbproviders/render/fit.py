@@ -74,7 +74,7 @@ class FitReport:
             notes.append(f"The cache is for one text of {estimate.context_tokens:,} tokens.")
         if copy := self.fit.copy_bytes:
             notes.append(f"A copy of {size_text(copy)} in main memory lets it wake fast.")
-        elif estimate.optional:
+        elif estimate.optional and self.fit:
             notes.append("Main memory has no room for a copy: it wakes from its files.")
         return [visible(note) for note in (*notes, *estimate.notes)]
 

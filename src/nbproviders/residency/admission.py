@@ -16,7 +16,7 @@ from nbproviders.residency.memory import HOST, Memory
 from nbproviders.residency.plan import MoveKind, Plan, Seat, plan
 from nbproviders.residency.queue import OUTSIDE, Changes, Queue, Waiting, Want, may_pass
 from nbproviders.residency.room import Room
-from nbproviders.residency.seats import Make, seat
+from nbproviders.residency.seats import Make, after_sleep, seat
 from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
 
@@ -193,16 +193,6 @@ class Admission:
             want.entry.charges = _total([want.entry.charges, want.optional])
         return True
 
-    def _copy(self, entry: Entry, estimate: Estimate) -> int:
-        """Return bytes that a model keeps, or would keep, in main memory to wake from."""
-        if entry.model is not None:
-            return entry.charges.get(HOST, 0)
-        wish = estimate.optional
-        room = _fits(wish, self._table.all(), self.room.limits([wish]))
-        if not room:
-            room = self._plan_for(wish, self._seats([], only=State.WARM)).verdict == "fits"
-        return wish.get(HOST, 0) if room else 0
-
     async def reserve_optional(self, want: Want) -> Mapping[str, int]:
         """Charge what a model would like besides, if there is room once sleeping models left; return it."""
         if not want.optional:
@@ -282,10 +272,33 @@ class Admission:
             verdict = "after" if decided.moves else "fits"
         else:
             verdict = "wait" if self._may_come(decided) else "no"
+        copy, more = self._copy(entry, estimate, dict(decided.moves))
         names = {other.key.digest: str(other.spec) for other in self._table.all()}
-        moves = tuple((names[key], kind) for key, kind in decided.moves)
-        copy = self._copy(entry, estimate)
+        moves = tuple((names[key], kind) for key, kind in {**dict(decided.moves), **more}.items())
+        if moves and verdict == "fits":
+            verdict = "after"
         return Fit(str(entry.spec), verdict, estimate, limits, taken, moves, decided.short, copy)
+
+    def _copy(
+        self, entry: Entry, estimate: Estimate, moves: Mapping[str, MoveKind]
+    ) -> tuple[int, dict[str, MoveKind]]:
+        """Return what a model keeps, or would keep, in main memory to wake from, and who leaves for that.
+
+        Parameters
+        ----------
+        moves
+            What others will have done by then.
+        """
+        if entry.model is not None or entry.state not in OUTSIDE:
+            return entry.charges.get(HOST, 0), {}
+        wish = estimate.optional
+        seats = [
+            after_sleep(one) if one.name in moves else one
+            for one in self._seats([Want(entry, wish)], only=State.WARM)
+            if moves.get(one.name) != "free"
+        ]
+        decided = self._plan_for(wish, seats)
+        return (wish.get(HOST, 0), dict(decided.moves)) if decided.verdict == "fits" else (0, {})
 
     async def evict_idle(self, entry: Entry, evictions: int) -> bool:
         """Have all idle models leave the devices of one that ran out of memory; False if none did.

@@ -30,7 +30,7 @@ class Fit:
     taken
         What models take there now.
     moves
-        Reference and move (``sleep``, ``free``) of those that would make room.
+        Reference and move (``sleep``, ``free``) of those that would make room, also for `copy_bytes`.
     short
         Bytes missing on each device, where it does not fit.
     copy_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from nbproviders.residency.entry import Entry, State
 from nbproviders.residency.memory import HOST
@@ -43,6 +44,13 @@ def seat(
         idle_s=max(now_s - entry.last_used_s, 0.0),
         moves=_moves(entry),
     )
+
+
+def after_sleep(one: Seat) -> Seat:
+    """Return the seat of a model that could sleep, as it will be then."""
+    charges = {HOST: one.charges.get(HOST, 0)}
+    free = tuple(move for move in one.moves if move.kind == "free")
+    return replace(one, charges=charges, busy=False, moves=free)
 
 
 def _moves(entry: Entry) -> tuple[Move, ...]:
