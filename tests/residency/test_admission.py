@@ -9,7 +9,7 @@ import pytest
 from nbproviders.errors import InsufficientMemoryError
 from nbproviders.residency.admission import BREAK_S, PATIENCE_S
 from nbproviders.residency.entry import State
-from nbproviders.residency.memory import Memory, Reading
+from nbproviders.residency.memory import HOST, Memory, Reading
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.queue import MOST_OVERTAKEN
 from nbproviders.residency.residency import Residency
@@ -570,3 +570,60 @@ async def test_less_is_allowed_from_now_on() -> None:
     assert specs(home) == {"b", "busy"}
     gate.open()
     await running
+
+
+def one_memory(budget: dict[str, int]) -> Residency:
+    """A residency whose copies and CPU models share 1,000 bytes, of which 100 are headroom."""
+    homes: list[Residency] = []
+
+    def probe(device: str) -> Reading:
+        entries = homes[0].entries() if homes else []
+        return Reading(1000, 1000 - sum(one.taken("cpu") + one.taken(HOST) for one in entries))
+
+    homes.append(Residency(Memory(budget, {"cpu": probe}), asyncio.get_running_loop().time))
+    return homes[0]
+
+
+@in_virtual_time
+@pytest.mark.parametrize("awake", [False, True])
+async def test_copies_make_room_for_models_of_the_cpu(awake: bool) -> None:
+    """They lie in the same memory: an idle model's copy leaves, and no more of them than has to."""
+    home = one_memory({"gpu": 1000, HOST: 600})
+    large, small = SleepyLoader("large", needs=400), SleepyLoader("small", needs=150)
+    await resident(home, large, small)
+    if not awake:
+        for entry in home.entries():
+            await home.sleep(entry)
+    new = ScriptedLoader("new", needs=600, device="cpu")
+    assert [move for move, _ in (await home.fit(new)).moves] == ["scripted:large"]
+    await resident(home, new)
+    assert specs(home) == {"small", "new"}
+
+
+@in_virtual_time
+async def test_copies_do_not_leave_in_vain() -> None:
+    """Not where the CPU's own budget is used up, nor where it would not be enough: that is an error."""
+    home = one_memory({"gpu": 1000, HOST: 600, "cpu": 300})
+    await resident(home, SleepyLoader("copied", needs=400))
+    for needs in (301, 5000):
+        with pytest.raises(InsufficientMemoryError, match="cpu"):
+            await home.lease(ScriptedLoader("new", needs=needs, device="cpu"))
+        home.memory.set_budget({"gpu": 1000, HOST: 600})
+    assert specs(home) == {"copied"}
+
+
+@in_virtual_time
+async def test_a_running_models_copy_is_waited_for() -> None:
+    """It may leave when its call has ended."""
+    home, gate = one_memory({"gpu": 1000, HOST: 600}), Gate()
+    copied, new = SleepyLoader("copied", needs=400), ScriptedLoader("new", needs=600, device="cpu")
+    running = start(operate(home, copied, gate))
+    await turns()
+    assert (await home.fit(new)).verdict == "wait"
+    asking = start(home.lease(new))
+    await turns()
+    assert not asking.done()
+    gate.open()
+    await running
+    (await asking).release()
+    assert specs(home) == {"new"}

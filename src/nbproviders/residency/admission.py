@@ -247,7 +247,13 @@ class Admission:
         return self._plan_for(_asked(wants), self._seats(wants, as_if_idle=as_if_idle))
 
     def _plan_for(self, need: Mapping[str, int], seats: Sequence[Seat]) -> Plan:
-        return plan(seats, need, self.room.limits([need]))
+        limits = self.room.limits([need])
+        decided = plan(seats, need, limits)
+        if decided.verdict == "fits" or "cpu" not in decided.short:
+            return decided
+        whole = self.room.with_copies(seats, limits)
+        other = plan(whole[0], need, whole[1]) if whole is not None else decided
+        return decided if other.verdict == "never" else other
 
     def _seats(
         self, wants: Sequence[Want], *, as_if_idle: bool = False, only: State | None = None

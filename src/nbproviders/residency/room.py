@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nbproviders.residency.memory import HOST, Memory, headroom
+from nbproviders.residency.plan import Seat
+from nbproviders.residency.seats import paying_for_copies
 from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
 
@@ -38,6 +40,19 @@ class Room:
             if limit is not None:
                 limits[device] = limit
         return limits
+
+    def with_copies(
+        self, seats: Sequence[Seat], limits: Mapping[str, int]
+    ) -> tuple[list[Seat], dict[str, int]] | None:
+        """Return seats and limits by which copies in main memory make room for a model of the CPU.
+
+        None if they would not: there are none, or it is the CPU's budget that is used up.
+        """
+        copies = sum(one.charges.get(HOST, 0) for one in seats)
+        budget = self._memory.budget("cpu")
+        if not copies or "cpu" not in limits or (budget is not None and limits["cpu"] >= budget):
+            return None
+        return [paying_for_copies(one) for one in seats], {**limits, "cpu": limits["cpu"] + copies}
 
     def from_others(self, short: Mapping[str, int]) -> Mapping[str, int]:
         """Return what other kernels would have to give; nothing if all that they have is too little."""

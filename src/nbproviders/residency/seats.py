@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from nbproviders.residency.entry import Entry, State
@@ -51,6 +51,17 @@ def after_sleep(one: Seat) -> Seat:
     charges = {HOST: one.charges.get(HOST, 0)}
     free = tuple(move for move in one.moves if move.kind == "free")
     return replace(one, charges=charges, busy=False, moves=free)
+
+
+def paying_for_copies(one: Seat) -> Seat:
+    """Return a seat whose copy in main memory counts with what models of the CPU have there."""
+
+    def together(counts: Mapping[str, int]) -> dict[str, int]:
+        others = {device: n for device, n in counts.items() if device != HOST}
+        return {**others, "cpu": counts.get("cpu", 0) + counts.get(HOST, 0)}
+
+    moves = tuple(replace(move, frees=together(move.frees)) for move in one.moves)
+    return replace(one, charges=together(one.charges), moves=moves)
 
 
 def _moves(entry: Entry) -> tuple[Move, ...]:
