@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nbproviders import registry
 from nbproviders.authoring.group import ModelGroup
 from nbproviders.authoring.opening import shown_now
+from nbproviders.authoring.progress import PUTTING_TO_SLEEP
 from nbproviders.authoring.service import BaseProvider
 from nbproviders.authoring.weights import WeightsProvider
 from nbproviders.core import engine
@@ -140,8 +142,8 @@ def sleep(reference: Named, *, timeout_s: float | None = None) -> int:
     if entry is None:
         _tell_absent(reference)
         return 0
-    putting = "Putting to sleep"
-    return shown_now([entry.loader], lambda: residency.sleep(entry), timeout_s, putting)
+    sleeping = partial(residency.sleep, entry)
+    return shown_now([entry.loader], sleeping, timeout_s, doing=PUTTING_TO_SLEEP)
 
 
 def wake(reference: Named, *, timeout_s: float | None = None) -> None:

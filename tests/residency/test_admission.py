@@ -601,15 +601,51 @@ async def test_copies_make_room_for_models_of_the_cpu(awake: bool) -> None:
 
 
 @in_virtual_time
-async def test_copies_do_not_leave_in_vain() -> None:
-    """Not where the CPU's own budget is used up, nor where it would not be enough: that is an error."""
-    home = one_memory({"gpu": 1000, HOST: 600, "cpu": 300})
-    await resident(home, SleepyLoader("copied", needs=400))
-    for needs in (301, 5000):
-        with pytest.raises(InsufficientMemoryError, match="cpu"):
-            await home.lease(ScriptedLoader("new", needs=needs, device="cpu"))
-        home.memory.set_budget({"gpu": 1000, HOST: 600})
-    assert specs(home) == {"copied"}
+@pytest.mark.parametrize(
+    ("cpu", "others", "there", "needs"),
+    [
+        (300, 0, 0, 301),  # more than the CPU's budget
+        (550, 0, 300, 260),  # what is left of it is too little
+        (1000, 0, 0, 901),  # more than the machine has
+        (1000, 550, 0, 380),  # others took of the headroom, too
+    ],
+)
+async def test_copies_do_not_leave_in_vain(cpu: int, others: int, there: int, needs: int) -> None:
+    """Where their leaving would not be enough, it is an error, and they stay."""
+    home = one_memory({"gpu": 1000, HOST: 600, "cpu": cpu})
+    copied = SleepyLoader("copied", needs=400)
+    await resident(home, copied)
+    await home.pin(ScriptedLoader("there", needs=there, device="cpu"))
+    probe = home.memory._probes["cpu"]
+
+    def less(device: str) -> Reading:
+        return Reading(1000, max(probe(device).free_bytes - others, 0))
+
+    home.memory.add_probe("cpu", less)
+    new = ScriptedLoader("new", needs=needs, device="cpu")
+    found = await home.fit(new)
+    assert (found.verdict, found.moves) == ("no", ())
+    with pytest.raises(InsufficientMemoryError, match="cpu"):
+        await home.lease(new)
+    assert specs(home) == {"copied", "there"}
+
+
+@in_virtual_time
+async def test_copies_do_not_leave_for_one_who_waits_for_another() -> None:
+    """The CPU's budget is what he waits for: a model on an accelerator is not loaded anew for each use."""
+    home, gate = one_memory({"gpu": 1000, HOST: 600, "cpu": 550}), Gate()
+    busy = ScriptedLoader("busy", needs=300, device="cpu")
+    running = start(operate(home, busy, gate))
+    copied = SleepyLoader("copied", needs=400)
+    await resident(home, copied)
+    asking = start(home.lease(ScriptedLoader("new", needs=260, device="cpu")))
+    for _ in range(10):
+        await asyncio.sleep(1)
+        await operate(home, copied, Gate(opened=True))
+    assert copied.loads == 1
+    gate.open()
+    await running
+    (await asking).release()
 
 
 @in_virtual_time

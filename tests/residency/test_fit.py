@@ -140,6 +140,9 @@ async def test_whether_it_would_keep_a_copy() -> None:
     assert (found.moves, found.copy_bytes) == ((("scripted:first", "free"),), 70)
     await resident(crowded, new)  # it is as was told
     assert [dict(one.charges) for one in crowded.entries()] == [{"gpu": 70, HOST: 70}]
+    await crowded.pin(new)
+    found = await fit(crowded, SleepyLoader("third", needs=80))
+    assert (found.verdict, found.moves, found.copy_bytes) == ("no", (), 0)
     home.memory.set_budget({"gpu": 200, HOST: 0})
     assert (await fit(home, new)).copy_bytes == 0
     assert (await fit(home, ScriptedLoader("plain", needs=10))).copy_bytes == 0

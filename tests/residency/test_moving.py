@@ -19,7 +19,7 @@ from nbproviders.errors import (
 )
 from nbproviders.residency.entry import Entry, State
 from nbproviders.residency.estimate import Estimate
-from nbproviders.residency.memory import BUDGET_VARIABLE, HOST, KEEP_VARIABLE, Memory
+from nbproviders.residency.memory import BUDGET_VARIABLE, HOST, KEEP_VARIABLE, Memory, Reading
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.residency import Residency
 from nbproviders.residency.sleeping import Transfer
@@ -307,6 +307,45 @@ async def test_one_that_is_too_large_for_the_budget_by_itself_stays() -> None:
         await operate(home, grown, Gate(opened=True))
         await turns()
     assert grown.loads == 1
+
+
+@in_virtual_time
+async def test_nobody_leaves_for_what_one_took_that_has_gone() -> None:
+    """Too much was charged for its sake; what other programs take later is another matter."""
+    free = [1000]
+    memory = Memory({}, {"gpu": lambda _: Reading(1000, free[0])})
+    home, gate = Residency(memory, asyncio.get_running_loop().time), Gate()
+    busy = ScriptedLoader("busy", needs=300)
+    grown = ScriptedLoader(
+        "grown", needs=100, make=lambda: ScriptedModel(memory_bytes={"gpu": 700})
+    )
+    running = start(operate(home, busy, gate))
+    await turns()
+    free[0] = 500
+    await resident(home, grown)
+    await home.unload(lambda entry: entry.key == grown.key)
+    free[0] = 0
+    home.memory.set_budget({"gpu": 200})  # nobody was told of it
+    gate.open()
+    await running
+    await turns()
+    assert there(home, busy).state is State.HOT
+
+
+@in_virtual_time
+async def test_a_lowered_budget_is_not_forgotten_for_one_that_is_used_just_then() -> None:
+    """What was to leave, and was taken up before it could, leaves when it is idle again."""
+    home, loader, gate = house(100), ScriptedLoader("a", needs=60), Gate()
+    await resident(home, loader)
+    running = start(operate(home, loader, gate))
+    home.memory.set_budget({"gpu": 20})
+    home.settle()
+    await turns()
+    assert loader.model.closed == 0
+    gate.open()
+    await running
+    await turns()
+    assert (loader.model.closed, home.residents()) == (1, [])
 
 
 @in_virtual_time
@@ -745,6 +784,63 @@ async def test_who_waits_for_one_that_is_unloaded_in_its_sleep_loads_anew(force:
     assert old.sleeps == int(not force)  # told to stop, it did
     computing.open()
     await coming
+
+
+@in_virtual_time
+async def test_of_two_who_send_it_to_sleep_none_begins_again_once_it_is_unloaded() -> None:
+    """An unload by force does not wait for a sleep that was begun after it."""
+    home, falling = house(100, host=0), Gate()
+    loader = FallingLoader(falling)
+    await resident(home, loader)
+    entry = there(home, loader)
+    sleeping = [start(home.sleep(entry))]
+    await turns()
+    sleeping.append(start(home.sleep(entry)))
+    await turns()
+    unloading = start(home.unload(lambda _: True, force=True))
+    await turns()
+    falling.open()
+    await unloading
+    ended = await asyncio.gather(*sleeping, return_exceptions=True)
+    assert [type(one) for one in ended] == [ClosedError, ClosedError]
+    assert (loader.sleeper.sleeps, loader.sleeper.closed) == (0, 1)
+
+
+class SeenModel(SleepyModel):
+    """Somebody looks into its weights over its next sleep: they stay beside the new ones."""
+
+    seen = 40
+    held: Mapping[str, int] = {}
+
+    async def sleep(self, progress: Progress) -> Transfer:
+        await super().sleep(progress)
+        self.held = {"gpu": self.seen} if self.seen else {}
+        return Transfer(self.held)
+
+    async def wake(self, progress: Progress) -> Transfer:
+        await super().wake(progress)
+        return Transfer({"gpu": 60 + self.held.get("gpu", 0)}, 60, "files")
+
+
+@in_virtual_time
+async def test_what_others_kept_once_is_not_asked_for_again() -> None:
+    """A model needs for its wake what it needed for its load, whatever was there beside it meanwhile."""
+    home, loader = house(110, host=0), SleepyLoader(needs=60, wish=False)
+
+    async def load(progress: Progress) -> Model:
+        loader.models.append(SeenModel({"gpu": 60}))
+        return loader.models[-1]
+
+    loader.load = load  # type: ignore[method-assign]
+    await asleep(home, loader)
+    assert charges(home) == {"a": {"gpu": 40}}
+    await resident(home, loader)
+    assert charges(home) == {"a": {"gpu": 100}}
+    loader.models[-1].seen = 0  # type: ignore[attr-defined]
+    await asleep(home, loader)
+    await home.pin(ScriptedLoader("pinned", needs=50))
+    await resident(home, loader)
+    assert charges(home) == {"a": {"gpu": 60}, "pinned": {"gpu": 50}}
 
 
 @in_virtual_time

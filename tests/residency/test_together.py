@@ -10,9 +10,11 @@ import pytest
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
 from nbproviders.residency import queue
+from nbproviders.residency.admission import PATIENCE_S
 from nbproviders.residency.entry import State
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.lease import Lease
+from nbproviders.residency.memory import Memory
 from nbproviders.residency.residency import Residency
 from tests.scripted import (
     Gate,
@@ -423,3 +425,60 @@ async def test_what_room_was_made_for_does_not_queue_again(
     assert asyncio.get_running_loop().time() < 2
     (await behind).release()
     assert (a.loads, b.loads, large.loads) == (1, 1, 1)
+
+
+def two_devices() -> Residency:
+    return Residency(Memory({"gpu": 100, "gpu2": 100}), asyncio.get_running_loop().time)
+
+
+@in_virtual_time
+async def test_a_group_does_not_take_a_model_out_of_its_break() -> None:
+    """It makes a break for somebody who waits: he comes first, though the group needs nothing for it."""
+    home, computing, loading = two_devices(), Gate(), Gate()
+    used, waited = ScriptedLoader("used", needs=60), ScriptedLoader("waited", needs=60)
+    other = ScriptedLoader("other", needs=60, device="gpu2", gate=loading)
+    await resident(home, used)
+    running = start(operate(home, used, computing))
+    await turns()
+    asking = start(home.lease(waited))
+    await asyncio.sleep(PATIENCE_S + 1)
+    group = start(home.lease_all([used, other]))
+    await turns()
+    computing.open()
+    await running
+    await asyncio.sleep(1)
+    (await asking).release()
+    loading.open()
+    released(await group)
+    nothing_is_held(home)
+
+
+@in_virtual_time
+async def test_a_group_keeps_its_place_for_what_was_there_when_it_came() -> None:
+    """What leaves while the group waits for another device is wanted all the same, in its turn."""
+    home, using = two_devices(), Gate()
+    mine = SleepyLoader("mine", needs=100, wish=False)
+    new, busy = (ScriptedLoader(name, needs=60, device="gpu2") for name in ("new", "busy"))
+    await resident(home, mine)
+    running = start(operate(home, busy, using))
+    await turns()
+    group = start(home.lease_all([mine, new]))
+    await turns()
+
+    async def call(number: int) -> None:
+        async with home.using(ScriptedLoader(f"small{number}", needs=30)):
+            await asyncio.sleep(2)
+
+    calls = []
+    for number in range(40):
+        calls.append(start(call(number)))
+        await asyncio.sleep(1)
+        if number == 3:
+            using.open()
+        if group.done():
+            break
+    assert len(calls) < 4 + queue.MOST_OVERTAKEN
+    released(await group)
+    await running
+    await asyncio.gather(*calls)
+    nothing_is_held(home)

@@ -20,6 +20,7 @@ from nbproviders.residency.memory import size_text
 from nbproviders.residency.progress import Progress
 
 SHOW_AFTER_S = 1.0
+PUTTING_TO_SLEEP = "Putting to sleep"
 _BAR_CHARACTERS = 20
 _LINE_CHARACTERS = 79
 
@@ -139,7 +140,8 @@ class Waiting(Watch):
 
     def _of_doing(self, loader: Loader | Entry, elapsed_s: float) -> str:
         entry = residencies.default().find(loader.key)
-        share = _share(entry.progress) if entry is not None and entry.on_the_move else ""
+        sleeps = entry is not None and entry.on_the_move and self._doing == PUTTING_TO_SLEEP
+        share = _share(entry.progress) if entry is not None and sleeps else ""
         return f"{self._doing} {loader.spec}, {elapsed_s:.0f} s{share}"
 
     def _clear(self) -> None:

@@ -198,7 +198,7 @@ class Admission:
         if not want.optional:
             return {}
         if not self._add(want):
-            decided = self._plan_for(want.optional, self._seats([], only=State.WARM))
+            decided = self.room.plan(self._seats([], only=State.WARM), want.optional)
             if decided.verdict != "fits":
                 return {}
             await self._make_room([want], decided)
@@ -207,9 +207,9 @@ class Admission:
         return want.optional
 
     def over(
-        self, *, everybody: bool, stay: Collection[Entry] = ()
+        self, *, everybody: bool, grown: Collection[Entry] = ()
     ) -> tuple[Sequence[tuple[Entry, MoveKind]], bool]:
-        """Return moves that bring charges within their limits, and whether too much is left for now.
+        """Return moves that bring charges within their limits, and whether there is too much now.
 
         Loads take more than was told, and limits are lowered.
 
@@ -217,21 +217,23 @@ class Admission:
         ----------
         everybody
             Where no moves suffice, because of models in use: have all others leave all the same.
-        stay
-            They do not leave.
+        grown
+            Who took more: only their devices are looked at, and they do not leave.
         """
         entries = {entry.key.digest: entry for entry in self._table.all()}
         charges = _total([entry.charges for entry in entries.values()])
-        limits = self.room.limits([charges])
+        limits = self.room.limits(
+            [_total([entry.charges for entry in grown]) if grown else charges]
+        )
         excess = {d: charges[d] - limit for d, limit in limits.items() if charges[d] > limit}
         if not excess:
             return (), False
-        staying = {entry.key.digest for entry in stay}
+        staying = {entry.key.digest for entry in grown}
         seats = [replace(one, busy=one.busy or one.name in staying) for one in self._seats(())]
         decided = plan(seats, dict.fromkeys(excess, 1), _less_one(limits))
         if decided.verdict == "fits":
-            return [(entries[name], kind) for name, kind in decided.moves], False
-        idle = [e for e in entries.values() if e.idle and e not in stay] if everybody else []
+            return [(entries[name], kind) for name, kind in decided.moves], True
+        idle = [e for e in entries.values() if e.idle] if everybody else []
         return [
             (e, "sleep" if _sleeps_off(e, excess) else "free")
             for e in idle
@@ -244,16 +246,7 @@ class Admission:
         return [entry for entry in self._table.all() if id(entry) not in wanted]
 
     def _plan(self, wants: Sequence[Want], *, as_if_idle: bool = False) -> Plan:
-        return self._plan_for(_asked(wants), self._seats(wants, as_if_idle=as_if_idle))
-
-    def _plan_for(self, need: Mapping[str, int], seats: Sequence[Seat]) -> Plan:
-        limits = self.room.limits([need])
-        decided = plan(seats, need, limits)
-        if decided.verdict == "fits" or "cpu" not in decided.short:
-            return decided
-        whole = self.room.with_copies(seats, limits)
-        other = plan(whole[0], need, whole[1]) if whole is not None else decided
-        return decided if other.verdict == "never" else other
+        return self.room.plan(self._seats(wants, as_if_idle=as_if_idle), _asked(wants))
 
     def _seats(
         self, wants: Sequence[Want], *, as_if_idle: bool = False, only: State | None = None
@@ -278,7 +271,9 @@ class Admission:
             verdict = "after" if decided.moves else "fits"
         else:
             verdict = "wait" if self._may_come(decided) else "no"
-        copy, more = self._copy(entry, estimate, dict(decided.moves))
+        copy, more = 0, dict[str, MoveKind]()
+        if verdict in ("here", "fits", "after"):
+            copy, more = self._copy(entry, estimate, dict(decided.moves))
         names = {other.key.digest: str(other.spec) for other in self._table.all()}
         moves = tuple((names[key], kind) for key, kind in {**dict(decided.moves), **more}.items())
         if moves and verdict == "fits":
@@ -303,7 +298,7 @@ class Admission:
             for one in self._seats([Want(entry, wish)], only=State.WARM)
             if moves.get(one.name) != "free"
         ]
-        decided = self._plan_for(wish, seats)
+        decided = self.room.plan(seats, wish)
         return (wish.get(HOST, 0), dict(decided.moves)) if decided.verdict == "fits" else (0, {})
 
     async def evict_idle(self, entry: Entry, evictions: int) -> bool:

@@ -133,7 +133,7 @@ class Entry:
     @property
     def idle(self) -> bool:
         """Whether it is in memory and nobody would miss it this moment."""
-        if self.hard or self.pinned or self.moving is not None:
+        if self.hard or self.pinned or self.moving is not None or self.freeing is not None:
             return False
         # Who waits for one that sleeps is about to wake it; who waits for a hot one lets it make a break.
         return self.state is State.HOT or (self.state is State.WARM and not self.waiters)

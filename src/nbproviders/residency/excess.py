@@ -47,17 +47,21 @@ class Excess:
 
     def used(self) -> None:
         """Look again, now that a model is no longer in use, if some had to stay for that."""
+        self._grown = [entry for entry in self._grown if entry.model is not None]
+        if self._tasks:
+            return  # what leaves is still charged; when it has left, this comes again
         if self._lowered:
             self._look("less memory is allowed now")
         elif self._grown:
             self._look(f"{self._grown[-1].spec} took more than was told")
 
     def _look(self, why: str) -> None:
-        self._grown = [entry for entry in self._grown if entry.model is not None]
-        stay = () if self._lowered else self._grown
         with suppress(ConfigurationError):  # a budget that cannot be read is told by the next load
-            moves, more = self._admission.over(everybody=self._lowered, stay=stay)
-            if not more:
+            if self._lowered:
+                moves, too_much = self._admission.over(everybody=True)
+            else:
+                moves, too_much = self._admission.over(everybody=False, grown=self._grown)
+            if not too_much:
                 self._lowered = False
                 self._grown.clear()
             for entry, kind in moves:
@@ -67,9 +71,13 @@ class Excess:
         """Have a model make a move, by and by."""
         task = asyncio.ensure_future(self._make(entry, kind, why))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._made)
+
+    def _made(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        self.used()
 
     async def made(self) -> None:
         """Wait until all moves that were begun are made; cancelled, they go on."""
-        if self._tasks:
+        while self._tasks:
             await asyncio.wait(self._tasks.copy())

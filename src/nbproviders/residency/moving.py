@@ -195,7 +195,7 @@ class Mover:
             if held:  # else it does not say, and is charged what was told before
                 entry.charges = entry.awake_with(held)
             self._is_hot(entry)
-            entry.load_s = entry.last_used_s - began_s
+            entry.load_s, entry.awake = entry.last_used_s - began_s, dict(entry.charges)
         self.excess.loaded(entry, promised)
         moved = sum(n for device, n in held.items() if device != HOST)
         moved = min(moved, entry.weights_bytes or moved)  # a cache was made, not moved
@@ -224,11 +224,12 @@ class Mover:
             await self.admission.admit([await self.wanted(entry)])
         entry.state = State.WAKING
         entry.progress.phase = "waking"
-        transfer = await self._tried_twice(entry, sleeper.wake)
+        promised, transfer = entry.charges, await self._tried_twice(entry, sleeper.wake)
         with self._table.lock:
             entry.charges = entry.awake_with(transfer.held)
             self._is_hot(entry)
             entry.wake_s = entry.last_used_s - began_s
+        self.excess.loaded(entry, promised)
         self._table.came(entry.key, transfer.moved_bytes)
         detail = f"{entry.wake_s:.3f} s from {transfer.source or 'memory'}"
         count = entry.charged_bytes - sum(entry.held.values())
@@ -236,7 +237,6 @@ class Mover:
 
     def _is_hot(self, entry: Entry) -> None:
         entry.state = State.HOT
-        entry.awake = dict(entry.charges)
         entry.last_used_s = self._table.now_s()
 
     async def _tried_twice(self, entry: Entry, work: Callable[[Progress], Awaitable[T]]) -> T:

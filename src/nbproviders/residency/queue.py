@@ -68,6 +68,8 @@ class Want:
     def more(self) -> set[str]:
         """The devices of which it wants more than it is charged: nobody has to make room for what it has."""
         has = self.entry.charges
+        if self.entry.state in OUTSIDE:  # asleep: what else it holds may be what others look into
+            has = {HOST: has.get(HOST, 0)}
         return {device for device, count in self.now.items() if count > has.get(device, 0)}
 
 
@@ -149,4 +151,9 @@ def may_pass(before: Sequence[Waiting], wants: Sequence[Want]) -> bool:
 
 def _devices(wants: Sequence[Want]) -> frozenset[str]:
     # Copies for other devices lie in the same main memory.
-    return frozenset("cpu" if device == HOST else device for want in wants for device in want.more)
+    return frozenset(
+        "cpu" if device == HOST else device
+        for want in wants
+        for device, count in want.now.items()
+        if count
+    )

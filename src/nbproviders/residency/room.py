@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from nbproviders.residency.memory import HOST, Memory, headroom
-from nbproviders.residency.plan import Seat
-from nbproviders.residency.seats import paying_for_copies
+from nbproviders.residency.plan import Plan, Seat, plan
+from nbproviders.residency.seats import MAIN_MEMORY, with_main_memory
 from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
 
@@ -41,18 +42,37 @@ class Room:
                 limits[device] = limit
         return limits
 
-    def with_copies(
-        self, seats: Sequence[Seat], limits: Mapping[str, int]
-    ) -> tuple[list[Seat], dict[str, int]] | None:
-        """Return seats and limits by which copies in main memory make room for a model of the CPU.
+    def plan(self, seats: Sequence[Seat], need: Mapping[str, int]) -> Plan:
+        """Return who makes room for what is needed; copies in main memory do for a model of the CPU, too."""
+        limits = self.limits([need])
+        decided = plan(seats, need, limits)
+        if decided.verdict == "fits" or "cpu" not in decided.short:
+            return decided
+        other = self._plan_with_copies(seats, need, limits)
+        return decided if other is None or other.verdict == "never" else other
 
-        None if they would not: there are none, or it is the CPU's budget that is used up.
-        """
-        copies = sum(one.charges.get(HOST, 0) for one in seats)
-        budget = self._memory.budget("cpu")
-        if not copies or "cpu" not in limits or (budget is not None and limits["cpu"] >= budget):
+    def _plan_with_copies(
+        self, seats: Sequence[Seat], need: Mapping[str, int], limits: Mapping[str, int]
+    ) -> Plan | None:
+        """Plan main memory as a device of its own, beside the CPU's budget; None if there are no copies."""
+        reading, budget = self._memory.reading("cpu"), self._memory.budget("cpu")
+        if reading is None or not any(one.charges.get(HOST) for one in seats):
             return None
-        return [paying_for_copies(one) for one in seats], {**limits, "cpu": limits["cpu"] + copies}
+        taken = sum(entry.taken(kind) for entry in self._table.all() for kind in _SAME_MEMORY)
+        reserve = headroom(reading.total_bytes) + self._sharing.promised_bytes("cpu")
+        most = min(taken + reading.free_bytes, reading.total_bytes) - reserve
+        others = {device: limit for device, limit in limits.items() if device != "cpu"}
+        own = {} if budget is None else {"cpu": budget}
+        decided = plan(
+            [with_main_memory(one) for one in seats],
+            {**need, MAIN_MEMORY: need["cpu"]},
+            {**others, **own, MAIN_MEMORY: most},
+        )
+        short = dict(decided.short)
+        whole = short.pop(MAIN_MEMORY, 0)
+        if whole:
+            short["cpu"] = max(whole, short.get("cpu", 0))
+        return replace(decided, short=short)
 
     def from_others(self, short: Mapping[str, int]) -> Mapping[str, int]:
         """Return what other kernels would have to give; nothing if all that they have is too little."""

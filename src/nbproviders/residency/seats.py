@@ -14,6 +14,8 @@ from nbproviders.residency.table import Table
 _HOST_BYTES_PER_S = 10e9
 _FILE_BYTES_PER_S = 2e9
 _LEAST_S = 1e-3
+# What the CPU's models and the copies for other devices take together, as a device of its own.
+MAIN_MEMORY = "main memory"
 
 # Has an entry make a planned move and records why; returns when it is made, or is no longer possible.
 Make = Callable[[Entry, MoveKind, str], Awaitable[object]]
@@ -53,15 +55,14 @@ def after_sleep(one: Seat) -> Seat:
     return replace(one, charges=charges, busy=False, moves=free)
 
 
-def paying_for_copies(one: Seat) -> Seat:
-    """Return a seat whose copy in main memory counts with what models of the CPU have there."""
+def with_main_memory(one: Seat) -> Seat:
+    """Return a seat that is charged main memory as well: for what it has on the CPU and for its copy."""
 
-    def together(counts: Mapping[str, int]) -> dict[str, int]:
-        others = {device: n for device, n in counts.items() if device != HOST}
-        return {**others, "cpu": counts.get("cpu", 0) + counts.get(HOST, 0)}
+    def both(counts: Mapping[str, int]) -> dict[str, int]:
+        return {**counts, MAIN_MEMORY: counts.get("cpu", 0) + counts.get(HOST, 0)}
 
-    moves = tuple(replace(move, frees=together(move.frees)) for move in one.moves)
-    return replace(one, charges=together(one.charges), moves=moves)
+    moves = tuple(replace(move, frees=both(move.frees)) for move in one.moves)
+    return replace(one, charges=both(one.charges), moves=moves)
 
 
 def _moves(entry: Entry) -> tuple[Move, ...]:
