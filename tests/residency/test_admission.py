@@ -663,3 +663,56 @@ async def test_a_running_models_copy_is_waited_for() -> None:
     await running
     (await asking).release()
     assert specs(home) == {"new"}
+
+
+@in_virtual_time
+async def test_a_models_own_copy_is_no_room_for_it() -> None:
+    """Copies of those that want to come in stay: others' leave for them, and nobody looks for ever."""
+    home = one_memory({"gpu": 1000, HOST: 600})
+    mine, others = SleepyLoader("mine", needs=400), SleepyLoader("others", needs=100)
+    await resident(home, mine, others)
+    new = ScriptedLoader("new", needs=500, device="cpu")
+    for lease in await home.lease_all([mine, new]):
+        lease.release()
+    assert specs(home) == {"mine", "new"}
+
+
+@in_virtual_time
+async def test_one_who_waits_to_wake_is_in_no_cpu_models_way() -> None:
+    """He has his copy in main memory, and waits for another device."""
+    home, gate = one_memory({"gpu": 100, HOST: 100, "cpu": 500}), Gate()
+    sleeper, busy = SleepyLoader("sleeper", needs=60), ScriptedLoader("busy", needs=60)
+    await resident(home, sleeper, ScriptedLoader("old", needs=400, device="cpu"))
+    [entry] = [one for one in home.entries() if one.key == sleeper.key]
+    await home.sleep(entry)
+    running = start(operate(home, busy, gate))
+    await turns()
+    waking = start(home.lease(sleeper))
+    await turns()
+    await resident(home, ScriptedLoader("new", needs=400, device="cpu"))
+    assert asyncio.get_running_loop().time() < 1
+    assert specs(home) == {"sleeper", "busy", "new"}
+    gate.open()
+    await running
+    (await waking).release()
+
+
+@in_virtual_time
+async def test_a_group_is_in_nobodys_way_on_a_device_where_it_has_all_it_wants() -> None:
+    """What of it is there needs no room, while it waits for another device."""
+    home, gate = (
+        Residency(Memory({"gpu": 100, "gpu2": 100}), asyncio.get_running_loop().time),
+        Gate(),
+    )
+    mine, old = ScriptedLoader("mine", needs=50), ScriptedLoader("old", needs=50)
+    await resident(home, mine, old)
+    running = start(operate(home, ScriptedLoader("busy", needs=60, device="gpu2"), gate))
+    await turns()
+    group = start(home.lease_all([mine, ScriptedLoader("other", needs=60, device="gpu2")]))
+    await operate(home, mine, Gate(opened=True))  # the one that leaves is the other
+    await resident(home, ScriptedLoader("new", needs=50))
+    assert asyncio.get_running_loop().time() < 1
+    gate.open()
+    await running
+    for lease in await group:
+        lease.release()

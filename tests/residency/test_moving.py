@@ -333,6 +333,52 @@ async def test_nobody_leaves_for_what_one_took_that_has_gone() -> None:
 
 
 @in_virtual_time
+async def test_what_was_pinned_when_less_was_allowed_leaves_when_it_is_unpinned() -> None:
+    """Until then nobody else is sent away for it time and again, on whatever device."""
+    home = Residency(Memory({"gpu": 100, "gpu2": 100}), asyncio.get_running_loop().time)
+    pinned = ScriptedLoader("pinned", needs=60)
+    grown = ScriptedLoader(
+        "grown", needs=90, device="gpu2", make=lambda: ScriptedModel(memory_bytes={"gpu2": 110})
+    )
+    await home.pin(pinned)
+    await resident(home, grown)
+    home.memory.set_budget({"gpu": 50, "gpu2": 100})
+    await home.settled()
+    for _ in range(4):
+        await operate(home, grown, Gate(opened=True))
+        await turns()
+    assert (grown.loads, pinned.model.closed) == (2, 0)
+    home.unpin(there(home, pinned))
+    await turns()
+    assert pinned.model.closed == 1
+
+
+@in_virtual_time
+async def test_one_that_takes_more_awake_than_it_told_is_known_by_then() -> None:
+    """Its next wake asks for what the last one took, and is not let in beside who runs."""
+    home, gate = house(120, host=0), Gate()
+    loader = SleepyLoader(needs=60, wish=False)
+    await asleep(home, loader)
+
+    async def wake(progress: Progress) -> Transfer:
+        loader.sleeper.awake = True
+        return Transfer({"gpu": 100}, 100, "files")
+
+    loader.sleeper.wake = wake  # type: ignore[method-assign]
+    await resident(home, loader)
+    await asleep(home, loader)
+    running = start(operate(home, ScriptedLoader("busy", needs=50), gate))
+    await turns()
+    asking = start(home.lease(loader))
+    await asyncio.sleep(1)
+    assert not asking.done()
+    gate.open()
+    await running
+    (await asking).release()
+    assert charges(home) == {"a": {"gpu": 100}}
+
+
+@in_virtual_time
 async def test_a_lowered_budget_is_not_forgotten_for_one_that_is_used_just_then() -> None:
     """What was to leave, and was taken up before it could, leaves when it is idle again."""
     home, loader, gate = house(100), ScriptedLoader("a", needs=60), Gate()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
 from nbproviders.residency import refusal
@@ -13,9 +12,9 @@ from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.events import Record
 from nbproviders.residency.fit import Fit, Verdict
 from nbproviders.residency.memory import HOST, Memory
-from nbproviders.residency.plan import MoveKind, Plan, Seat, plan
+from nbproviders.residency.plan import MoveKind, Plan, Seat
 from nbproviders.residency.queue import OUTSIDE, Changes, Queue, Waiting, Want, may_pass
-from nbproviders.residency.room import Room
+from nbproviders.residency.room import Room, total
 from nbproviders.residency.seats import Make, after_sleep, seat
 from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
@@ -100,10 +99,13 @@ class Admission:
         told = False
         while not head.over and not self._reserve(head.wants):
             decided = self._plan(head.wants)
-            if decided.verdict == "fits":
+            if decided.verdict == "fits" and decided.moves:
                 head.making_room = True
                 await self._make_room(head.wants, decided)
                 head.making_room = False
+                continue
+            if decided.verdict == "fits" and self._waited_s(head) < self.wait_s:
+                await self.changes.wait()  # what is free was less a moment ago
                 continue
             hopeless = self._is_hopeless(head, decided)
             if await self.sharing.ask(self.room.from_others(decided.short)):
@@ -175,7 +177,7 @@ class Admission:
         with self.sharing.reserving({device for need in needs for device in need}):
             limits = self.room.limits([asked])
             with self._table.lock:
-                needed = _total([*(e.charges for e in others), *needs])
+                needed = total([*(e.charges for e in others), *needs])
                 if any(needed.get(device, 0) > limit for device, limit in limits.items()):
                     return False
                 for want in wants:
@@ -190,7 +192,7 @@ class Admission:
         with self._table.lock:
             if not _fits(want.optional, entries, limits):
                 return False
-            want.entry.charges = _total([want.entry.charges, want.optional])
+            want.entry.charges = total([want.entry.charges, want.optional])
         return True
 
     async def reserve_optional(self, want: Want) -> Mapping[str, int]:
@@ -205,41 +207,6 @@ class Admission:
             if not self._add(want):
                 return {}
         return want.optional
-
-    def over(
-        self, *, everybody: bool, grown: Collection[Entry] = ()
-    ) -> tuple[Sequence[tuple[Entry, MoveKind]], bool]:
-        """Return moves that bring charges within their limits, and whether there is too much now.
-
-        Loads take more than was told, and limits are lowered.
-
-        Parameters
-        ----------
-        everybody
-            Where no moves suffice, because of models in use: have all others leave all the same.
-        grown
-            Who took more: only their devices are looked at, and they do not leave.
-        """
-        entries = {entry.key.digest: entry for entry in self._table.all()}
-        charges = _total([entry.charges for entry in entries.values()])
-        limits = self.room.limits(
-            [_total([entry.charges for entry in grown]) if grown else charges]
-        )
-        excess = {d: charges[d] - limit for d, limit in limits.items() if charges[d] > limit}
-        if not excess:
-            return (), False
-        staying = {entry.key.digest for entry in grown}
-        seats = [replace(one, busy=one.busy or one.name in staying) for one in self._seats(())]
-        decided = plan(seats, dict.fromkeys(excess, 1), _less_one(limits))
-        if decided.verdict == "fits":
-            return [(entries[name], kind) for name, kind in decided.moves], True
-        idle = [e for e in entries.values() if e.idle] if everybody else []
-        return [
-            (e, "sleep" if _sleeps_off(e, excess) else "free")
-            for e in idle
-            # What sleeps keeps next to nothing of a device.
-            if any(e.charges.get(d) and (d == HOST or e.state is State.HOT) for d in excess)
-        ], True
 
     def _others(self, wants: Sequence[Want]) -> list[Entry]:
         wanted = {id(want.entry) for want in wants}
@@ -336,7 +303,7 @@ class Admission:
         wants = waiting.wants
         keys = {want.entry.key.digest for want in wants}
         there = (State.HOT, State.WARM) if len(wants) > 1 else ()
-        needs = _total([want.now for want in wants])
+        needs = total([want.now for want in wants])
         return refusal.too_much(
             [str(want.entry.spec) for want in wants],
             needs,
@@ -347,30 +314,12 @@ class Admission:
         )
 
 
-def _total(charges: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for each in charges:
-        for device, count in each.items():
-            total[device] = total.get(device, 0) + count
-    return total
-
-
 def _asked(wants: Sequence[Want]) -> dict[str, int]:
     """Return what is wanted together of those devices of which one of them wants more than it has."""
     more = {d for want in wants for d in want.more}
-    return {d: n for d, n in _total([want.now for want in wants]).items() if d in more}
+    return {d: n for d, n in total([want.now for want in wants]).items() if d in more}
 
 
 def _fits(more: Mapping[str, int], there: Sequence[Entry], limits: Mapping[str, int]) -> bool:
-    needed = _total([*(entry.charges for entry in there), more])
+    needed = total([*(entry.charges for entry in there), more])
     return all(needed[device] <= limit for device, limit in limits.items())
-
-
-def _sleeps_off(entry: Entry, devices: Collection[str]) -> bool:
-    """Whether a model takes nothing of some devices once it sleeps: its copy is in main memory."""
-    return entry.state is State.HOT and entry.sleeper is not None and HOST not in devices
-
-
-def _less_one(limits: Mapping[str, int]) -> dict[str, int]:
-    # The planner makes room for something: a byte more than there is room for is too much.
-    return {device: limit + 1 for device, limit in limits.items()}

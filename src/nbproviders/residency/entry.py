@@ -11,6 +11,7 @@ from typing import Protocol
 from nbproviders.core.model import Model
 from nbproviders.core.spec import ModelSpec, ResourceKey
 from nbproviders.errors import ProviderError
+from nbproviders.residency.memory import HOST
 from nbproviders.residency.progress import Progress
 from nbproviders.residency.sleeping import Sleeps
 
@@ -71,7 +72,7 @@ class Entry:
     weights_bytes
         Its weights as they were estimated; 0 if nobody knew.
     awake
-        Its charges when it could compute the last time.
+        What it needs to compute: what it was charged after its load; more, if a wake took more.
     admitted
         Whether there is room for it already, by a reservation for several.
     groups
@@ -154,6 +155,14 @@ class Entry:
     def awake_with(self, held: Mapping[str, int]) -> dict[str, int]:
         """Return what it is charged while it holds so much and may compute."""
         return {d: held.get(d, 0) + self.reserve.get(d, 0) for d in {**held, **self.reserve}}
+
+    def woke(self, held: Mapping[str, int]) -> None:
+        """Note what it holds after a wake, and what it will need for the next one."""
+        asleep, self.charges = self.held, self.awake_with(held)
+        for device, count in self.charges.items():
+            # What it held asleep of a device, others looked into; or the load counted it as well.
+            beside = 0 if device == HOST else asleep.get(device, 0)
+            self.awake[device] = max(count - beside, self.awake.get(device, 0))
 
     @property
     def on_the_move(self) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from nbproviders.errors import ConfigurationError
-from nbproviders.residency.admission import Admission
-from nbproviders.residency.entry import Entry
-from nbproviders.residency.plan import MoveKind
-from nbproviders.residency.seats import Make
+from nbproviders.residency.entry import Entry, State
+from nbproviders.residency.memory import HOST
+from nbproviders.residency.plan import MoveKind, plan
+from nbproviders.residency.room import Room, total
+from nbproviders.residency.seats import Make, seat
+from nbproviders.residency.table import Table
 
 
 class Excess:
@@ -20,24 +23,30 @@ class Excess:
 
     Parameters
     ----------
-    admission
-        Knows what is too much.
+    table, room
+        The residency's.
     make
         Has an entry make a move, and records why.
     """
 
-    def __init__(self, admission: Admission, make: Make) -> None:
-        self._admission, self._make = admission, make
+    def __init__(self, table: Table, room: Room, make: Make) -> None:
+        self._table, self._room, self._make = table, room, make
         self._lowered = False  # less is allowed than before: everybody leaves who can
+        self._pinned = False  # only what is pinned stands against that
         # They took more than was told. For that others leave where it helps, never they themselves: they
         # would come back as large, to leave again after each use.
         self._grown: list[Entry] = []
-        self._tasks: set[asyncio.Task[object]] = set()  # a loop keeps tasks by weak references only
+        self._moves: dict[asyncio.Task[object], tuple[Entry, MoveKind]] = {}  # under way
 
     def lower(self) -> None:
         """Have idle models leave, now that less may be allowed; and what is in use once it is not."""
         self._lowered = True
         self._look("less memory is allowed now")
+
+    def unpinned(self) -> None:
+        """Have what was pinned leave, if it stayed only for that when less was allowed."""
+        if self._pinned:
+            self.lower()
 
     def loaded(self, entry: Entry, promised: Mapping[str, int]) -> None:
         """Have idle others leave, if a model took more than was told before it was loaded, and that helps."""
@@ -48,8 +57,6 @@ class Excess:
     def used(self) -> None:
         """Look again, now that a model is no longer in use, if some had to stay for that."""
         self._grown = [entry for entry in self._grown if entry.model is not None]
-        if self._tasks:
-            return  # what leaves is still charged; when it has left, this comes again
         if self._lowered:
             self._look("less memory is allowed now")
         elif self._grown:
@@ -57,27 +64,84 @@ class Excess:
 
     def _look(self, why: str) -> None:
         with suppress(ConfigurationError):  # a budget that cannot be read is told by the next load
-            if self._lowered:
-                moves, too_much = self._admission.over(everybody=True)
-            else:
-                moves, too_much = self._admission.over(everybody=False, grown=self._grown)
-            if not too_much:
-                self._lowered = False
+            moves, waits = self._decided()
+            # Not before the moves are made: who is to leave may be taken up before he does.
+            if not waits and not moves and not self._moves:
+                if self._lowered:
+                    self._pinned, self._lowered = waits is None, False
                 self._grown.clear()
             for entry, kind in moves:
                 self.make(entry, kind, why)
 
+    def _decided(self) -> tuple[Sequence[tuple[Entry, MoveKind]], bool | None]:
+        """Return moves that bring charges within their limits, and whether one in use may help later.
+
+        None if there is too much all the same, for the sake of what is pinned. Moves under way are taken to
+        be made. Where no moves suffice, because of models in use, and less is allowed than before, all others
+        leave all the same.
+        """
+        leaving = dict(self._moves.values())
+        grown = [] if self._lowered else self._grown  # only their devices are looked at
+        entries = {entry.key.digest: entry for entry in self._table.all()}
+        left = {name: _staying(entry, leaving.get(entry)) for name, entry in entries.items()}
+        charges = total([*left.values()])
+        looked_at = total([entry.charges for entry in grown]) if grown else charges
+        limits = self._room.limits([looked_at])
+        excess = {d: charges[d] - most for d, most in limits.items() if charges.get(d, 0) > most}
+        if not excess:
+            return (), False
+        others = [entry for entry in entries.values() if entry not in (*grown, *leaving)]
+        seats = [
+            replace(
+                seat(entry, self._table),
+                charges=left[name],
+                busy=entry not in others or not entry.idle,
+            )
+            for name, entry in entries.items()
+        ]
+        decided = plan(seats, dict.fromkeys(excess, 1), _less_one(limits))
+        if decided.verdict == "fits":
+            return [(entries[name], kind) for name, kind in decided.moves], False
+        busy = [entry for entry in others if not entry.idle and not entry.pinned]
+        waits = any(left[entry.key.digest].get(device) for entry in busy for device in excess)
+        idle = [e for e in others if self._lowered and e.idle and _gives(e, excess)]
+        return [(e, "sleep" if _sleeps_off(e, excess) else "free") for e in idle], waits or None
+
     def make(self, entry: Entry, kind: MoveKind, why: str) -> None:
         """Have a model make a move, by and by."""
         task = asyncio.ensure_future(self._make(entry, kind, why))
-        self._tasks.add(task)
+        self._moves[task] = entry, kind
         task.add_done_callback(self._made)
 
     def _made(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
+        del self._moves[task]
         self.used()
 
     async def made(self) -> None:
         """Wait until all moves that were begun are made; cancelled, they go on."""
-        while self._tasks:
-            await asyncio.wait(self._tasks.copy())
+        while self._moves:
+            await asyncio.wait([*self._moves])
+
+
+def _gives(entry: Entry, devices: Collection[str]) -> bool:
+    """Whether a model has something of some devices; what sleeps has next to nothing of its own."""
+    return any(entry.charges.get(d) and (d == HOST or entry.state is State.HOT) for d in devices)
+
+
+def _staying(entry: Entry, move: MoveKind | None) -> Mapping[str, int]:
+    """Return what a model will be charged when the move that it makes is made."""
+    if entry.freeing is not None or move == "free":
+        return {}
+    if entry.state is State.DRAINING or move == "sleep":
+        return {HOST: entry.charges.get(HOST, 0)}
+    return entry.charges
+
+
+def _sleeps_off(entry: Entry, devices: Collection[str]) -> bool:
+    """Whether a model takes nothing of some devices once it sleeps: its copy is in main memory."""
+    return entry.state is State.HOT and entry.sleeper is not None and HOST not in devices
+
+
+def _less_one(limits: Mapping[str, int]) -> dict[str, int]:
+    # The planner makes room for something: a byte more than there is room for is too much.
+    return {device: limit + 1 for device, limit in limits.items()}

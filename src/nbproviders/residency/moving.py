@@ -49,7 +49,7 @@ class Mover:
     def __init__(self, table: Table, memory: Memory, record: Record) -> None:
         self._table, self._memory, self._record = table, memory, record
         self.admission = Admission(table, memory, record, self._make, self.go_on)
-        self.excess = Excess(self.admission, self._make)
+        self.excess = Excess(table, self.admission.room, self._make)
         self.keeping = Keeping(table, memory, lambda one, why: self.excess.make(one, "free", why))
 
     # In
@@ -226,7 +226,7 @@ class Mover:
         entry.progress.phase = "waking"
         promised, transfer = entry.charges, await self._tried_twice(entry, sleeper.wake)
         with self._table.lock:
-            entry.charges = entry.awake_with(transfer.held)
+            entry.woke(transfer.held)
             self._is_hot(entry)
             entry.wake_s = entry.last_used_s - began_s
         self.excess.loaded(entry, promised)

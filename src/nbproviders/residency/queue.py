@@ -100,10 +100,6 @@ class Waiting:
     hopeless_s: float | None = None
     making_room: bool = False
     asked: list[Entry] = field(default_factory=list)
-    devices: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        self.devices = _devices(self.wants)
 
     @property
     def over(self) -> bool:
@@ -129,31 +125,33 @@ class Queue:
     def is_first(self, waiting: Waiting) -> bool:
         """Whether nobody before him waits for memory of the same devices."""
         before = self._waiting[: self._waiting.index(waiting)]
-        return not any(one.devices & waiting.devices for one in before)
+        return not any(_comes_before(one, waiting.wants) for one in before)
 
     def before(self, wants: Sequence[Want]) -> list[Waiting]:
         """Return those whom somebody who comes now would go before."""
-        devices = _devices(wants)
-        return [one for one in self._waiting if one.devices & devices]
+        return [one for one in self._waiting if _comes_before(one, wants)]
 
 
 def may_pass(before: Sequence[Waiting], wants: Sequence[Want]) -> bool:
     """Whether somebody may take what is free, though others waited before him."""
-    for one in before:
-        # By key: one that was freed for the one who waits comes back with a new record.
-        left = {entry.key for entry in one.asked}
-        if one.making_room or one.overtaken >= MOST_OVERTAKEN:
-            return False
-        if any(want.entry.key in left for want in wants):
-            return False
-    return True
+    return not any(
+        one.making_room or one.overtaken >= MOST_OVERTAKEN or _makes_a_break(one, wants)
+        for one in before
+    )
+
+
+def _comes_before(one: Waiting, wants: Sequence[Want]) -> bool:
+    # Looked at anew each time: what was there for one who waits may have left meanwhile.
+    return bool(_devices(one.wants) & _devices(wants)) or _makes_a_break(one, wants)
+
+
+def _makes_a_break(one: Waiting, wants: Sequence[Want]) -> bool:
+    """Whether one of these models makes a break for the sake of somebody who waits."""
+    # By key: one that was freed for the one who waits comes back with a new record.
+    asked = {entry.key for entry in one.asked}
+    return any(want.entry.key in asked for want in wants)
 
 
 def _devices(wants: Sequence[Want]) -> frozenset[str]:
     # Copies for other devices lie in the same main memory.
-    return frozenset(
-        "cpu" if device == HOST else device
-        for want in wants
-        for device, count in want.now.items()
-        if count
-    )
+    return frozenset("cpu" if device == HOST else device for want in wants for device in want.more)

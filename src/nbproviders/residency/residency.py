@@ -234,6 +234,7 @@ class Residency:
         self._record.add("unpinned", entry.spec.text, entry.charged_bytes)
         self._changes.tell()
         self._mover.used()
+        self._mover.excess.unpinned()
 
     async def fit(self, loader: Loader) -> Fit:
         """Return what loading a model would mean; nothing is loaded, and nobody leaves."""

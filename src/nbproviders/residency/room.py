@@ -58,15 +58,19 @@ class Room:
         reading, budget = self._memory.reading("cpu"), self._memory.budget("cpu")
         if reading is None or not any(one.charges.get(HOST) for one in seats):
             return None
-        taken = sum(entry.taken(kind) for entry in self._table.all() for kind in _SAME_MEMORY)
+        entries = self._table.all()
+        taken = sum(entry.taken(kind) for entry in entries for kind in _SAME_MEMORY)
+        # Of those for whom this is planned, who have no seats.
+        own_copies = sum(entry.charges.get(HOST, 0) for entry in entries)
+        own_copies -= sum(one.charges.get(HOST, 0) for one in seats)
         reserve = headroom(reading.total_bytes) + self._sharing.promised_bytes("cpu")
         most = min(taken + reading.free_bytes, reading.total_bytes) - reserve
         others = {device: limit for device, limit in limits.items() if device != "cpu"}
-        own = {} if budget is None else {"cpu": budget}
+        budgets = {} if budget is None else {"cpu": budget}
         decided = plan(
             [with_main_memory(one) for one in seats],
-            {**need, MAIN_MEMORY: need["cpu"]},
-            {**others, **own, MAIN_MEMORY: most},
+            {**need, MAIN_MEMORY: need["cpu"] + own_copies},
+            {**others, **budgets, MAIN_MEMORY: most},
         )
         short = dict(decided.short)
         whole = short.pop(MAIN_MEMORY, 0)
@@ -97,3 +101,12 @@ class Room:
         if reading is not None:
             most.append(reading.total_bytes - headroom(reading.total_bytes))
         return min(most, default=float("inf"))
+
+
+def total(charges: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return what several are charged together."""
+    found: dict[str, int] = {}
+    for each in charges:
+        for device, count in each.items():
+            found[device] = found.get(device, 0) + count
+    return found
