@@ -379,6 +379,8 @@ def test_a_pin_keeps_a_model(lab: type[ScriptedProvider], default_memory: None) 
     nbp.wake("lab:b")
     nbp.wake("lab:c")
     assert "lab:a" in {one.spec for one in nbp.residents()}
+    nbp.unload("lab:b")
+    nbp.unload("lab:c")
     nbp.unpin("lab:a")
     assert [one.pinned for one in nbp.residents() if one.spec == "lab:a"] == [False]
     nbp.pin("lab:a")

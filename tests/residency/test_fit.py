@@ -141,6 +141,13 @@ async def test_whether_it_would_keep_a_copy() -> None:
     await resident(crowded, new)  # it is as was told
     assert [dict(one.charges) for one in crowded.entries()] == [{"gpu": 70, HOST: 70}]
     await crowded.pin(new)
+    gate = Gate()
+    running = start(operate(home, ScriptedLoader("busy", needs=200), gate))
+    await turns()
+    found = await fit(home, first)
+    assert (found.verdict, found.copy_bytes) == ("wait", 60)  # it sleeps, and has its copy
+    gate.open()
+    await running
     found = await fit(crowded, SleepyLoader("third", needs=80))
     assert (found.verdict, found.moves, found.copy_bytes) == ("no", (), 0)
     home.memory.set_budget({"gpu": 200, HOST: 0})

@@ -354,6 +354,39 @@ async def test_what_was_pinned_when_less_was_allowed_leaves_when_it_is_unpinned(
 
 
 @in_virtual_time
+async def test_what_was_pinned_when_a_load_took_more_than_told_leaves_when_it_is_unpinned() -> None:
+    """What is charged comes within the limit as soon as somebody can leave."""
+    home = house(100)
+    pinned = ScriptedLoader("pinned", needs=50)
+    grown = ScriptedLoader("grown", needs=40, make=lambda: ScriptedModel(memory_bytes={"gpu": 70}))
+    await home.pin(pinned)
+    await resident(home, grown)
+    await operate(home, grown, Gate(opened=True))
+    assert (pinned.model.closed, grown.loads) == (0, 1)
+    home.unpin(there(home, pinned))
+    await turns()
+    assert (pinned.model.closed, charges(home)) == (1, {"grown": {"gpu": 70}})
+
+
+@in_virtual_time
+async def test_a_lowered_budget_holds_though_a_sleep_that_was_under_way_is_refused() -> None:
+    """It was counted on, and is tried again."""
+    home, falling = house(100, host=0), Gate()
+    loader = FallingLoader(falling)
+    await resident(home, loader)
+    sleeping = start(home.sleep(there(home, loader)))
+    await turns()
+    home.memory.set_budget({"gpu": 50, HOST: 0})
+    home.settle()
+    await turns()
+    loader.sleeper.upset = UnsupportedError("its weights were changed")
+    falling.open()
+    await asyncio.gather(sleeping, return_exceptions=True)
+    await turns()
+    assert (loader.sleeper.sleeps, charges(home)) == (1, {"a": {}})
+
+
+@in_virtual_time
 async def test_one_that_takes_more_awake_than_it_told_is_known_by_then() -> None:
     """Its next wake asks for what the last one took, and is not let in beside who runs."""
     home, gate = house(120, host=0), Gate()

@@ -238,7 +238,7 @@ class Admission:
             verdict = "after" if decided.moves else "fits"
         else:
             verdict = "wait" if self._may_come(decided) else "no"
-        copy, more = 0, dict[str, MoveKind]()
+        copy, more = entry.charges.get(HOST, 0), dict[str, MoveKind]()
         if verdict in ("here", "fits", "after"):
             copy, more = self._copy(entry, estimate, dict(decided.moves))
         names = {other.key.digest: str(other.spec) for other in self._table.all()}

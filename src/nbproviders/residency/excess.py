@@ -32,10 +32,11 @@ class Excess:
     def __init__(self, table: Table, room: Room, make: Make) -> None:
         self._table, self._room, self._make = table, room, make
         self._lowered = False  # less is allowed than before: everybody leaves who can
-        self._pinned = False  # only what is pinned stands against that
         # They took more than was told. For that others leave where it helps, never they themselves: they
         # would come back as large, to leave again after each use.
         self._grown: list[Entry] = []
+        # Both once more, where only what is pinned stands against them: nothing to be done until it is not.
+        self._lowered_beside, self._grown_beside = False, list[Entry]()
         self._moves: dict[asyncio.Task[object], tuple[Entry, MoveKind]] = {}  # under way
 
     def lower(self) -> None:
@@ -44,9 +45,11 @@ class Excess:
         self._look("less memory is allowed now")
 
     def unpinned(self) -> None:
-        """Have what was pinned leave, if it stayed only for that when less was allowed."""
-        if self._pinned:
-            self.lower()
+        """Look again, now that something may leave that was pinned."""
+        self._lowered = self._lowered or self._lowered_beside
+        self._grown += self._grown_beside
+        self._lowered_beside, self._grown_beside = False, []
+        self.used()
 
     def loaded(self, entry: Entry, promised: Mapping[str, int]) -> None:
         """Have idle others leave, if a model took more than was told before it was loaded, and that helps."""
@@ -65,11 +68,13 @@ class Excess:
     def _look(self, why: str) -> None:
         with suppress(ConfigurationError):  # a budget that cannot be read is told by the next load
             moves, waits = self._decided()
-            # Not before the moves are made: who is to leave may be taken up before he does.
-            if not waits and not moves and not self._moves:
-                if self._lowered:
-                    self._pinned, self._lowered = waits is None, False
-                self._grown.clear()
+            # Not before all moves are made, others' too: who is to leave may be taken up before he does, or
+            # may turn out to keep what he has.
+            if not waits and not moves and not self._is_anybody_leaving():
+                if waits is None:
+                    self._lowered_beside = self._lowered_beside or self._lowered
+                    self._grown_beside += self._grown
+                self._lowered, self._grown = False, []
             for entry, kind in moves:
                 self.make(entry, kind, why)
 
@@ -106,6 +111,10 @@ class Excess:
         waits = any(left[entry.key.digest].get(device) for entry in busy for device in excess)
         idle = [e for e in others if self._lowered and e.idle and _gives(e, excess)]
         return [(e, "sleep" if _sleeps_off(e, excess) else "free") for e in idle], waits or None
+
+    def _is_anybody_leaving(self) -> bool:
+        entries = self._table.all()
+        return bool(self._moves) or any(e.state is State.DRAINING or e.freeing for e in entries)
 
     def make(self, entry: Entry, kind: MoveKind, why: str) -> None:
         """Have a model make a move, by and by."""

@@ -374,8 +374,7 @@ class Mover:
     async def _free(self, entry: Entry, kind: Kind, why: str) -> None:
         while entry.hard > 0 or entry.moving is not None:
             await self.admission.changes.wait()
-        entry.state, count = State.DRAINING, entry.charged_bytes
-        held = entry.model is not None
+        entry.state, count, held = State.DRAINING, entry.charged_bytes, entry.model is not None
         try:
             if entry.model is not None:
                 with mapped(f"Closing {entry.spec} failed"):
@@ -391,6 +390,7 @@ class Mover:
                 self._record.add(kind, entry.spec.text, count, why)
             self.admission.sharing.publish()
             self.admission.changes.tell()
+            self.excess.used()
 
     def force(self, entry: Entry) -> None:
         """Cancel all that runs with a model."""
