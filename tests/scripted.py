@@ -26,6 +26,7 @@ from nbproviders.core.completion import UNPRICED, Cost, Finish, Usage
 from nbproviders.core.model import Model, ModelInfo, Stream
 from nbproviders.core.params import Messages, Request, as_request
 from nbproviders.core.spec import ModelSpec, ResourceKey
+from nbproviders.errors import InsufficientMemoryError
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.memory import HOST, Memory
 from nbproviders.residency.progress import Progress
@@ -430,6 +431,17 @@ async def resident(home: Residency, *loaders: ScriptedLoader) -> None:
     for loader in loaders:
         (await home.lease(loader)).release()
     await turns()
+
+
+async def runs_out(home: Residency, loader: ScriptedLoader) -> None:
+    """Compute something for which the model's device has too little memory the first time."""
+    tries = iter([InsufficientMemoryError("the device is full")])
+
+    async def work() -> None:
+        for error in tries:
+            raise error
+
+    await home.tried_twice(loader, work)
 
 
 async def operate(residency: Residency, loader: ScriptedLoader, gate: Gate) -> None:

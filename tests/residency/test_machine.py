@@ -31,6 +31,7 @@ from tests.scripted import (
     ScriptedModel,
     SleepyModel,
     VirtualLoop,
+    runs_out,
     turns,
 )
 
@@ -272,8 +273,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         loader = self.loaders[name]
         entry = self.home.find(loader.key)
         if entry is not None and entry.hard:
-            full = InsufficientMemoryError("the device is full")
-            self.others.append(self.start(self.home.relieve(loader, full, self.home.evictions)))
+            self.others.append(self.start(runs_out(self.home, loader)))
         self.step()
 
     @rule(allowed=st.sampled_from([50, 80, BUDGET]))

@@ -33,6 +33,7 @@ from tests.scripted import (
     in_virtual_time,
     operate,
     resident,
+    runs_out,
     start,
     turns,
 )
@@ -162,7 +163,7 @@ async def test_who_asked_for_a_models_memory_is_told() -> None:
     await resident(home, small, large)
     await turns()
     await resident(home, ScriptedLoader("next", needs=20))
-    await home.relieve(large, InsufficientMemoryError("full"), home.evictions)
+    await runs_out(home, large)
     await home.unload(lambda entry: True)
     assert why(home) == [
         ("evicted", "small", "scripted:large took more than was told"),
@@ -371,16 +372,12 @@ async def test_what_was_pinned_when_a_load_took_more_than_told_leaves_when_it_is
 @in_virtual_time
 async def test_a_lowered_budget_holds_though_a_sleep_that_was_under_way_is_refused() -> None:
     """It was counted on, and is tried again."""
-    home, falling = house(100, host=0), Gate()
-    loader = FallingLoader(falling)
-    await resident(home, loader)
-    sleeping = start(home.sleep(there(home, loader)))
-    await turns()
+    home, loader, sleeping = await falling_asleep()
     home.memory.set_budget({"gpu": 50, HOST: 0})
     home.settle()
     await turns()
     loader.sleeper.upset = UnsupportedError("its weights were changed")
-    falling.open()
+    loader.falling.open()
     await asyncio.gather(sleeping, return_exceptions=True)
     await turns()
     assert (loader.sleeper.sleeps, charges(home)) == (1, {"a": {}})
@@ -819,17 +816,22 @@ class FallingLoader(SleepyLoader):
         return self.models[-1]
 
 
-@in_virtual_time
-async def test_how_far_a_sleep_is_can_be_seen() -> None:
-    """Who waits for it sees it go on; when it is over there is nothing to see."""
-    home, falling = house(100, host=0), Gate()
-    loader = FallingLoader(falling)
+async def falling_asleep() -> tuple[Residency, FallingLoader, asyncio.Task[int]]:
+    """Have a model on its way to sleep, until ``loader.falling`` lets it."""
+    home, loader = house(100, host=0), FallingLoader(Gate())
     await resident(home, loader)
     sleeping = start(home.sleep(there(home, loader)))
     await turns()
+    return home, loader, sleeping
+
+
+@in_virtual_time
+async def test_how_far_a_sleep_is_can_be_seen() -> None:
+    """Who waits for it sees it go on; when it is over there is nothing to see."""
+    home, loader, sleeping = await falling_asleep()
     [seen] = home.residents()
     assert (seen.state, seen.progress) == (State.DRAINING, 0.5)
-    falling.open()
+    loader.falling.open()
     await sleeping
     [seen] = home.residents()
     assert (seen.state, seen.progress) == (State.WARM, None)
@@ -839,16 +841,13 @@ async def test_how_far_a_sleep_is_can_be_seen() -> None:
 @pytest.mark.parametrize("force", [False, True])
 async def test_who_waits_for_one_that_is_unloaded_in_its_sleep_loads_anew(force: bool) -> None:
     """It is not woken for him: whoever unloads it does not wait until he has done what he came for."""
-    home, falling, computing = house(100, host=0), Gate(), Gate()
-    loader = FallingLoader(falling)
-    await resident(home, loader)
-    sleeping = start(home.sleep(there(home, loader)))
-    await turns()
+    home, loader, sleeping = await falling_asleep()
+    computing = Gate()
     coming = start(operate(home, loader, computing))
     await turns()
     unloading = start(home.unload(lambda _: True, force=force))
     await turns()
-    falling.open()
+    loader.falling.open()
     assert await unloading == 60
     old, new = loader.models
     assert isinstance(old, Falling)
@@ -925,18 +924,14 @@ async def test_what_others_kept_once_is_not_asked_for_again() -> None:
 @in_virtual_time
 async def test_who_comes_during_a_sleep_is_woken_for() -> None:
     """A sleep goes on to its end; then the model wakes, and nobody is told that it had left."""
-    home, falling = house(100, host=0), Gate()
-    loader = FallingLoader(falling)
-    await resident(home, loader)
-    sleeping = start(home.sleep(there(home, loader)))
-    await turns()
+    home, loader, sleeping = await falling_asleep()
     assert home.lease_now(loader) is None
     coming, gone = start(home.lease(loader)), start(home.lease(loader))
     await turns()
     assert there(home, loader).state is State.DRAINING
     gone.cancel()
     await turns()
-    falling.open()
+    loader.falling.open()
     await sleeping
     (await coming).release()
     assert (loader.sleeper.sleeps, loader.sleeper.wakes) == (1, 1)

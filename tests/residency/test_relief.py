@@ -24,6 +24,7 @@ from tests.scripted import (
     in_virtual_time,
     operate,
     resident,
+    runs_out,
     start,
     turns,
 )
@@ -114,7 +115,7 @@ async def test_who_is_wanted_meanwhile_stays(
     home, using = house(100), Gate()
     full = ScriptedLoader("full", needs=10)
     await resident(home, full, *rivals)
-    relieving = start(home.relieve(full, InsufficientMemoryError("full"), home.evictions))
+    relieving = start(runs_out(home, full))
     await turns()
     [stays] = [one for one in rivals if home.find(one.key) is not None]
     task = start(home.pin(stays) if how == "pinned" else operate(home, stays, using))

@@ -135,10 +135,11 @@ class Waiting(Watch):
             self._clear()
             self._key = shown.key
         if Waiting._shown.setdefault(shown.key, self) is self:
-            told = self._of_doing(shown, elapsed_s) if found is None else _told(found, elapsed_s)
+            told = self._of_doing(elapsed_s) if found is None else _told(found, elapsed_s)
             self._line.show(told)
 
-    def _of_doing(self, loader: Loader | Entry, elapsed_s: float) -> str:
+    def _of_doing(self, elapsed_s: float) -> str:
+        loader = self._loaders[0]
         entry = residencies.default().find(loader.key)
         sleeps = entry is not None and entry.on_the_move and self._doing == PUTTING_TO_SLEEP
         share = _share(entry.progress) if entry is not None and sleeps else ""

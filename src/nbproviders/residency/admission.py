@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from nbproviders.errors import InsufficientMemoryError, ProviderError
 from nbproviders.residency import refusal
@@ -19,6 +20,7 @@ from nbproviders.residency.seats import Make, after_sleep, seat
 from nbproviders.residency.sharing import Sharing
 from nbproviders.residency.table import Table
 
+T = TypeVar("T")
 WAIT_S = 60.0
 # How long one waits before models that are used without a break have to make a break.
 PATIENCE_S = 5.0
@@ -173,12 +175,10 @@ class Admission:
         """Charge what is wanted if it fits, in one step under the lock."""
         others = self._others(wants)
         needs = [want.now for want in wants]
-        asked = _asked(wants)
         with self.sharing.reserving({device for need in needs for device in need}):
-            limits = self.room.limits([asked])
+            limits = self.room.limits(_asked(wants))
             with self._table.lock:
-                needed = total([*(e.charges for e in others), *needs])
-                if any(needed.get(device, 0) > limit for device, limit in limits.items()):
+                if not _fits(total(needs), others, limits):
                     return False
                 for want in wants:
                     if want.entry.state in OUTSIDE:
@@ -188,7 +188,7 @@ class Admission:
 
     def _add(self, want: Want) -> bool:
         """Charge what a model would like besides, if it fits as things are."""
-        limits, entries = self.room.limits([want.optional]), self._table.all()
+        limits, entries = self.room.limits(want.optional), self._table.all()
         with self._table.lock:
             if not _fits(want.optional, entries, limits):
                 return False
@@ -226,7 +226,7 @@ class Admission:
     def would(self, entry: Entry, estimate: Estimate) -> Fit:
         """Return what letting a model in would mean; nothing is changed."""
         need = dict(estimate)
-        limits = self.room.limits([need])
+        limits = self.room.limits(need)
         taken = {d: sum(e.charges.get(d, 0) for e in self._table.all()) for d in need}
         decided = self._plan([Want(entry, need)])
         verdict: Verdict
@@ -238,27 +238,25 @@ class Admission:
             verdict = "after" if decided.moves else "fits"
         else:
             verdict = "wait" if self._may_come(decided) else "no"
-        copy, more = entry.charges.get(HOST, 0), dict[str, MoveKind]()
-        if verdict in ("here", "fits", "after"):
-            copy, more = self._copy(entry, estimate, dict(decided.moves))
+        copy, leave = entry.charges.get(HOST, 0), dict(decided.moves)
+        if verdict in ("fits", "after") and entry.model is None and entry.state in OUTSIDE:
+            copy, more = self._new_copy(entry, estimate, leave)
+            leave |= more
+            verdict = "after" if leave else "fits"
         names = {other.key.digest: str(other.spec) for other in self._table.all()}
-        moves = tuple((names[key], kind) for key, kind in {**dict(decided.moves), **more}.items())
-        if moves and verdict == "fits":
-            verdict = "after"
+        moves = tuple((names[key], kind) for key, kind in leave.items())
         return Fit(str(entry.spec), verdict, estimate, limits, taken, moves, decided.short, copy)
 
-    def _copy(
+    def _new_copy(
         self, entry: Entry, estimate: Estimate, moves: Mapping[str, MoveKind]
     ) -> tuple[int, dict[str, MoveKind]]:
-        """Return what a model keeps, or would keep, in main memory to wake from, and who leaves for that.
+        """Return what a new model would keep in main memory to wake from, and who would leave for that.
 
         Parameters
         ----------
         moves
             What others will have done by then.
         """
-        if entry.model is not None or entry.state not in OUTSIDE:
-            return entry.charges.get(HOST, 0), {}
         wish = estimate.optional
         seats = [
             after_sleep(one) if one.name in moves else one
@@ -294,6 +292,26 @@ class Admission:
                 await self.changes.wait()
         return bool(leaving) or self.evictions > evictions
 
+    async def tried_twice(self, entry: Entry, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs a device's memory; once more after others have left, if there was too little.
+
+        Raises
+        ------
+        InsufficientMemoryError
+            With the table of who holds what, if none could leave, or that was not enough.
+        """
+        evictions = self.evictions
+        try:
+            return await work()
+        except InsufficientMemoryError as error:
+            entry.progress.restart()
+            if not await self.evict_idle(entry, evictions):
+                raise self.refused(entry, error) from None
+        try:
+            return await work()
+        except InsufficientMemoryError as error:
+            raise self.refused(entry, error) from None
+
     def refused(self, entry: Entry, error: InsufficientMemoryError) -> ProviderError:
         """Return an out-of-memory error of a device with the table of who holds what."""
         others = [r for r in self._table.residents() if r.key != entry.key.digest]
@@ -308,7 +326,7 @@ class Admission:
             [str(want.entry.spec) for want in wants],
             needs,
             decided.short,
-            self.room.limits([needs]),
+            self.room.limits(needs),
             [r for r in self._table.residents() if r.key not in keys or r.state in there],
             self._waited_s(waiting) if self._may_come(decided) else None,
         )

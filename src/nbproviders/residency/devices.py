@@ -29,7 +29,7 @@ def _use(device: str, table: Table, memory: Memory, sharing: Sharing) -> DeviceU
     in_use = sum(_charged(entry, device) for entry in entries) - idle
     others = sharing.others(device)
     peers = sum(row.charged_bytes for row in others)
-    limit = Room(table, memory, sharing).limits([{device: 1}]).get(device)
+    limit = Room(table, memory, sharing).limits({device: 1}).get(device)
     reading = None if device == HOST else memory.reading(device)
     total = reading.total_bytes if reading is not None else limit or 0
     unknown = 0

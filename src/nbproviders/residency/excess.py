@@ -45,11 +45,10 @@ class Excess:
         self._look("less memory is allowed now")
 
     def unpinned(self) -> None:
-        """Look again, now that something may leave that was pinned."""
+        """Have it looked at again, with the next use, what stayed only for something that was pinned."""
         self._lowered = self._lowered or self._lowered_beside
         self._grown += self._grown_beside
         self._lowered_beside, self._grown_beside = False, []
-        self.used()
 
     def loaded(self, entry: Entry, promised: Mapping[str, int]) -> None:
         """Have idle others leave, if a model took more than was told before it was loaded, and that helps."""
@@ -91,7 +90,7 @@ class Excess:
         left = {name: _staying(entry, leaving.get(entry)) for name, entry in entries.items()}
         charges = total([*left.values()])
         looked_at = total([entry.charges for entry in grown]) if grown else charges
-        limits = self._room.limits([looked_at])
+        limits = self._room.limits(looked_at)
         excess = {d: charges[d] - most for d, most in limits.items() if charges.get(d, 0) > most}
         if not excess:
             return (), False

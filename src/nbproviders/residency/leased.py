@@ -11,7 +11,7 @@ from nbproviders.core.completion import UNPRICED, Completion, Cost, Finish, Usag
 from nbproviders.core.model import Model, ModelInfo, Stream, require, tokens_of
 from nbproviders.core.params import GenerationParams, Messages, Request, as_request
 from nbproviders.core.tokens import Score, Token
-from nbproviders.errors import ClosedError, InsufficientMemoryError
+from nbproviders.errors import ClosedError
 from nbproviders.residency.entry import Loader, State
 from nbproviders.residency.lease import Lease
 from nbproviders.residency.residency import Residency
@@ -108,16 +108,7 @@ class LeasedModel(Model):
         return completion
 
     async def _tried_twice(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Compute; once more after an eviction if the device ran out of memory."""
-        evictions = self._residency.evictions
-        try:
-            return await work()
-        except InsufficientMemoryError as error:
-            await self._residency.relieve(self._loader, error, evictions)
-        try:
-            return await work()
-        except InsufficientMemoryError as error:
-            raise self._residency.refused(self._loader, error) from None
+        return await self._residency.tried_twice(self._loader, work)
 
     async def open(self) -> None:
         """Have it in memory, for what only a loaded model can tell."""

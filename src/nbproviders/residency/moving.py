@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from nbproviders.core.model import Model
 from nbproviders.errors import (
@@ -29,7 +29,6 @@ from nbproviders.residency.progress import Progress
 from nbproviders.residency.queue import OUTSIDE, Want
 from nbproviders.residency.table import Table
 
-T = TypeVar("T")
 FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
 
 
@@ -188,14 +187,15 @@ class Mover:
         want = Want(entry, entry.charges, entry.reserve, entry.optional)
         granted = await self.admission.reserve_optional(want)
         entry.progress.host_bytes = granted.get(HOST, 0)
-        model = await self._tried_twice(entry, entry.loader.load)
+        model = await self.admission.tried_twice(entry, lambda: entry.loader.load(entry.progress))
         with self._table.lock:
             promised, held = entry.charges, dict(model.info.memory_bytes)
             entry.model = model
             if held:  # else it does not say, and is charged what was told before
                 entry.charges = entry.awake_with(held)
             self._is_hot(entry)
-            entry.load_s, entry.awake = entry.last_used_s - began_s, dict(entry.charges)
+            entry.load_s = entry.last_used_s - began_s
+            entry.awake = dict(entry.charges)
         self.excess.loaded(entry, promised)
         moved = sum(n for device, n in held.items() if device != HOST)
         moved = min(moved, entry.weights_bytes or moved)  # a cache was made, not moved
@@ -224,7 +224,8 @@ class Mover:
             await self.admission.admit([await self.wanted(entry)])
         entry.state = State.WAKING
         entry.progress.phase = "waking"
-        promised, transfer = entry.charges, await self._tried_twice(entry, sleeper.wake)
+        promised = entry.charges
+        transfer = await self.admission.tried_twice(entry, lambda: sleeper.wake(entry.progress))
         with self._table.lock:
             entry.woke(transfer.held)
             self._is_hot(entry)
@@ -238,20 +239,6 @@ class Mover:
     def _is_hot(self, entry: Entry) -> None:
         entry.state = State.HOT
         entry.last_used_s = self._table.now_s()
-
-    async def _tried_twice(self, entry: Entry, work: Callable[[Progress], Awaitable[T]]) -> T:
-        """Do it; once more after an eviction if the device ran out of memory."""
-        evictions = self.admission.evictions
-        try:
-            return await work(entry.progress)
-        except InsufficientMemoryError as error:
-            entry.progress.restart()
-            if not await self.admission.evict_idle(entry, evictions):
-                raise self.admission.refused(entry, error) from None
-        try:
-            return await work(entry.progress)
-        except InsufficientMemoryError as error:
-            raise self.admission.refused(entry, error) from None
 
     def _failed(self, entry: Entry, error: ProviderError, *, cancelled: bool = False) -> None:
         """Leave nothing of a move that failed; tell every waiter, each with an error of its own."""
@@ -374,7 +361,8 @@ class Mover:
     async def _free(self, entry: Entry, kind: Kind, why: str) -> None:
         while entry.hard > 0 or entry.moving is not None:
             await self.admission.changes.wait()
-        entry.state, count, held = State.DRAINING, entry.charged_bytes, entry.model is not None
+        entry.state, count = State.DRAINING, entry.charged_bytes
+        held = entry.model is not None
         try:
             if entry.model is not None:
                 with mapped(f"Closing {entry.spec} failed"):

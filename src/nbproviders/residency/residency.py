@@ -10,13 +10,13 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from nbproviders.core import engine
 from nbproviders.core.spec import ResourceKey
 from nbproviders.errors import (
     ClosedError,
-    InsufficientMemoryError,
     InvalidRequestError,
     ProviderError,
     UnsupportedError,
@@ -37,6 +37,8 @@ from nbproviders.residency.seats import wake_s
 from nbproviders.residency.table import Table
 from nbproviders.residency.together import ready_all
 from nbproviders.residency.using import Using
+
+T = TypeVar("T")
 
 
 class Residency:
@@ -233,8 +235,8 @@ class Residency:
         entry.pinned = False
         self._record.add("unpinned", entry.spec.text, entry.charged_bytes)
         self._changes.tell()
-        self._mover.used()
         self._mover.excess.unpinned()
+        self._mover.used()
 
     async def fit(self, loader: Loader) -> Fit:
         """Return what loading a model would mean; nothing is loaded, and nobody leaves."""
@@ -243,32 +245,16 @@ class Residency:
             estimate = Estimate.of(await loader.estimate())
         return self._mover.admission.would(entry, estimate)
 
-    @property
-    def evictions(self) -> int:
-        """How often a model had to leave because a device ran out of memory."""
-        return self._mover.admission.evictions
-
-    async def relieve(self, loader: Loader, error: InsufficientMemoryError, evictions: int) -> None:
-        """Have idle models leave the devices of one that ran out of memory while it computed.
-
-        Parameters
-        ----------
-        evictions
-            As they were when it began.
+    async def tried_twice(self, loader: Loader, work: Callable[[], Awaitable[T]]) -> T:
+        """Compute with a model; once more after idle others have left, if its device ran out of memory.
 
         Raises
         ------
         InsufficientMemoryError
-            The error with the table of who holds what, if none could leave.
+            With the table of who holds what, if none could leave, or that was not enough.
         """
         entry = self.find(loader.key)
-        if entry is None or not await self._mover.admission.evict_idle(entry, evictions):
-            raise self.refused(loader, error) from None
-
-    def refused(self, loader: Loader, error: InsufficientMemoryError) -> ProviderError:
-        """Return the error of a model that ran out of memory with the table of who holds what."""
-        entry = self.find(loader.key)
-        return error if entry is None else self._mover.admission.refused(entry, error)
+        return await (work() if entry is None else self._mover.admission.tried_twice(entry, work))
 
     # What is told
 

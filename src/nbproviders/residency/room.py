@@ -27,11 +27,11 @@ class Room:
     def __init__(self, table: Table, memory: Memory, sharing: Sharing) -> None:
         self._table, self._memory, self._sharing = table, memory, sharing
 
-    def limits(self, needs: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    def limits(self, need: Mapping[str, int]) -> dict[str, int]:
         """Return the most that all models here may be charged on each device that is needed."""
         entries = self._table.all()
         limits = {}
-        for device in {device for need in needs for device, count in need.items() if count}:
+        for device in (device for device, count in need.items() if count):
             taken = sum(entry.taken(device) for entry in entries)
             sibling = _SAME_MEMORY.get(device, "")
             beside = sum(entry.taken(sibling) for entry in entries)
@@ -44,7 +44,7 @@ class Room:
 
     def plan(self, seats: Sequence[Seat], need: Mapping[str, int]) -> Plan:
         """Return who makes room for what is needed; copies in main memory do for a model of the CPU, too."""
-        limits = self.limits([need])
+        limits = self.limits(need)
         decided = plan(seats, need, limits)
         if decided.verdict == "fits" or "cpu" not in decided.short:
             return decided
@@ -87,7 +87,7 @@ class Room:
 
     def beyond_others(self, short: Mapping[str, int]) -> bool:
         """Whether it would not fit if all others left: for our budget, or for the size of the device."""
-        limits = self.limits([short])
+        limits = self.limits(short)
         return any(
             limits.get(device, 0) + count > self._most(device) for device, count in short.items()
         )
