@@ -237,6 +237,32 @@ def test_stop_ends_a_load_at_once(picker: Callable[..., ModelPicker], gated: typ
     assert handles() == 1
 
 
+def test_who_reads_how_it_ended_may_go_on_at_once(
+    picker: Callable[..., ModelPicker], gated: type[Gated]
+) -> None:
+    """The fields and buttons are ready before the words: a key pressed between would go elsewhere."""
+    one, ready = picker("echo:echo?sead=1"), dict[str, bool]()
+
+    def said(_: object) -> None:
+        load, unload, stop = one._buttons
+        off = [one._found, one._provider, one._model, one._options, load, unload]
+        ready[one._said.text] = stop.disabled and not any(field.disabled for field in off)
+
+    one._status.observe(said, "value")
+    click(one, "Load")  # fails
+    one._options.value = "=="
+    one._options.value = ""
+    click(one, "Load")
+    click(one, "Unload")
+    one.spec = "gated:slow"
+    button(one, "Load").click()
+    assert gated.begun.wait(BOUND_S)
+    click(one, "Stop")
+    words = ("The provider", "Not loaded", "Loaded", "Unloaded", "Stopped")
+    ended = {word: [ready[text] for text in ready if text.startswith(word)] for word in words}
+    assert ended == dict.fromkeys(words, [True])
+
+
 def test_a_picker_closed_while_loading_takes_no_model(
     picker: Callable[..., ModelPicker], gated: type[Gated]
 ) -> None:

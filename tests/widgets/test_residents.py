@@ -163,6 +163,18 @@ def test_sleep_and_wake(panel: Callable[[], ResidentsPanel], lab: type[Lab]) -> 
     m.close()
 
 
+def test_who_reads_that_it_is_over_may_click_at_once(
+    panel: Callable[[], ResidentsPanel], lab: type[Lab]
+) -> None:
+    """The buttons are ready before the words."""
+    nbp.load_sync("lab:a").close()
+    one, seen = panel(), list[list[str]]()
+    one._status.observe(lambda _: seen.append(texts(one, "lab:a")), "value")
+    click(one, "lab:a", "Sleep")
+    begun, over = seen
+    assert (begun, over) == (["Sleep", "Pin", "Unload"], ["Wake", "Pin", "Unload"])
+
+
 def test_pin_and_unpin(panel: Callable[[], ResidentsPanel], lab: type[Lab]) -> None:
     """A pinned model says so and cannot be put to sleep, with the reason; unpinned it can."""
     nbp.load_sync("lab:a").close()

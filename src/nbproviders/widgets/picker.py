@@ -95,17 +95,18 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         self._say("busy", f"Unloading {spec}; running calls are waited for")
         self._unloads.start(
             lambda _: asyncio.to_thread(session.unload, spec),
-            lambda freed: self._say("done", models.freed(spec, freed)),
+            lambda freed: self._over("done", models.freed(spec, freed)),
         )
 
     def stop(self) -> None:
         """Stop waiting for a load or unload, as the button does; what was begun is undone behind."""
-        if self._loads.busy:
-            self._say("", "Stopped; nothing was loaded.")
-        if self._unloads.busy:
-            self._say("", "No longer waiting; the memory comes back when the running calls end.")
+        loading, unloading = self._loads.busy, self._unloads.busy
         self._loads.stop()
         self._unloads.stop()
+        if loading:
+            self._over("", "Stopped; nothing was loaded.")
+        if unloading:
+            self._over("", "No longer waiting; the memory comes back when the running calls end.")
 
     def close(self) -> None:
         """Give the model back and take the widget off the page."""
@@ -273,6 +274,8 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         self._loadable = bool(self.spec) and not reason
         self.error = error or (f"{provider} is not available: {reason}" if reason else "")
         self._suggest_models()
+        self._show_code()
+        self._refresh()  # before the words: who reads them may click or type on at once
         if self._busy:
             pass  # what is under way is told
         elif self.error:
@@ -282,8 +285,6 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             self._say("", "In memory; Load opens it here." if held else "Not loaded.")
         else:
             self._say("done", f"Loaded {self.spec}.")
-        self._show_code()
-        self._refresh()
 
     # What is shown
 
@@ -300,8 +301,9 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
     def _changed(self, job: Job[Any]) -> None:
         if job.state is State.FAILED:
             self.error = job.error
-            self._say("failed", job.error)
-        self._refresh()
+            self._over("failed", job.error)
+        else:
+            self._refresh()
 
     def _refresh(self) -> None:
         load, unload, stop = self._buttons
@@ -313,6 +315,11 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         self._found.show(self.spec)
         self._bar.layout.display = "" if self._loads.busy else "none"
         self._show_table()
+
+    def _over(self, kind: str, text: str) -> None:
+        """Say how it ended, once all can be used again."""
+        self._refresh()
+        self._say(kind, text)
 
     def _say(self, kind: str, text: str) -> None:
         self._said = Status(kind, text)
@@ -336,7 +343,7 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             self._loaded = (spec, key)
             self.model = client
         self._bar.value = 1.0
-        self._say("done", f"Loaded {spec}. Use it as picker.model.")
+        self._over("done", f"Loaded {spec}. Use it as picker.model.")
 
     def _drop(self) -> None:
         client, self.model = self.model, None

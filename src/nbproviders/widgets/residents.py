@@ -220,11 +220,11 @@ class ResidentsPanel(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not t
         self._say("busy", DOING[name].format(one.spec))
 
     def _ended(self, kind: str, text: str) -> None:
+        self._show(look())  # first: who reads that it is over may click at once
         if kind == "failed":
             self._fail(text)
         else:
             self._say(kind, text)
-        self._show(look())
 
     def _fail(self, error: str) -> None:
         self.error = error
