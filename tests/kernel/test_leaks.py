@@ -242,7 +242,8 @@ async def many(count):
             assert three.raw is raw
         del provider
     await settled(handles=0, tasks=0)
-    return held(), used(), psutil.Process().num_fds()
+    files = await least(lambda: {"files": psutil.Process().num_fds()})
+    return held(), used(), files["files"]
 """
 
 
@@ -291,7 +292,7 @@ def counted():
 
 @pytest.mark.slow
 def test_a_notebook_run_again_and_again_does_not_grow(running: Kernel, large: Path) -> None:
-    """The cells of a notebook, widgets among them, run 20 times: all is as after the second run."""
+    """The cells of a notebook, widgets among them, run 20 times: nothing grows after the second run."""
     good(running, f"{COUNTED}\npath = {str(large)!r}")
     counts, taken, events = [], [], []
     for _ in range(RERUNS):
@@ -300,7 +301,7 @@ def test_a_notebook_run_again_and_again_does_not_grow(running: Kernel, large: Pa
             assert cell.status == ("error" if name == "fail" else "ok"), cell.error
         wanted = "residents=2, running=0, tasks=0"
         left, counted, used, told = value(
-            running, f"await settled({wanted}), counted(), used(), len(nbp.events())"
+            running, f"await settled({wanted}), await least(counted), used(), len(nbp.events())"
         )
         counts.append(left | counted)
         taken.append(used)
@@ -308,7 +309,8 @@ def test_a_notebook_run_again_and_again_does_not_grow(running: Kernel, large: Pa
     print(
         counts[0], counts[-1], *(f"{one / 1e6:.0f}" for one in taken), "MB", events[:3], events[-1]
     )
-    assert counts[-1] == counts[1]
+    grown = {name: count for name, count in counts[-1].items() if count > counts[1][name]}
+    assert grown == {}
     assert counts[-1]["handles"] == 2  # of m and of the picker
     assert abs(taken[-1] - taken[1]) < NOISE
     assert events[-1] - events[-2] == events[2] - events[1]

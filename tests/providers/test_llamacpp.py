@@ -500,7 +500,7 @@ def test_an_idle_model_makes_room(
 
 
 GONE = """
-import gc, json, os, psutil, threading, sys
+import gc, json, os, psutil, threading, time, sys
 import nbproviders as nbp
 path, small = sys.argv[1:]
 me = psutil.Process()
@@ -514,6 +514,10 @@ def load(name, rounds=1):
     gc.collect()
     return held
 def counted():
+    # The least of some: what is there for a moment, such as a file that another thread reads, is no leak.
+    return [min(one) for one in zip(*(counted_once() for _ in range(20)))]
+def counted_once():
+    time.sleep(0.01)
     # Asyncio's own pool starts a further worker when two files are asked at once: it has a bound of its own.
     pooled = sum(one.name.startswith("asyncio_") for one in threading.enumerate())
     return me.memory_info().rss, me.num_fds(), threading.active_count() - pooled, me.num_threads() - pooled
@@ -551,7 +555,7 @@ def test_memory_comes_back_and_nothing_leaks(small: Path, tmp_path: Path) -> Non
     assert held - left > 0.9 * size
     assert not mapped
     assert after[0] - before[0] < 2e6
-    assert after[1:] == before[1:]
+    assert all(now <= was for now, was in zip(after[1:], before[1:], strict=True))
 
 
 # A Llama of somebody else's

@@ -260,7 +260,7 @@ def test_who_reads_how_it_ended_may_go_on_at_once(
     click(one, "Stop")
     words = ("The provider", "Not loaded", "Loaded", "Unloaded", "Stopped")
     ended = {word: [ready[text] for text in ready if text.startswith(word)] for word in words}
-    assert ended == dict.fromkeys(words, [True])
+    assert ended == {word: [True] for word in words}
 
 
 def test_a_picker_closed_while_loading_takes_no_model(
