@@ -155,9 +155,9 @@ def test_a_device_held_by_a_stopped_process_holds_nobody_up_for_long(
     monkeypatch.setattr(ledgers, "RESERVE_S", 0.2)
     mine, peer = Ledger(folder), start()
     peer.do("hold")
-    began_s = time.monotonic()
     with mine.reserving("cpu"):
-        assert time.monotonic() - began_s < 0.2
+        assert caplog.text == ""  # else it would say whom it waited for
+    began_s = time.monotonic()
     with mine.reserving(GPU):
         assert 0.2 <= time.monotonic() - began_s < 1.5
     assert "has held the ledger of gpu-1 for 0.2 s" in caplog.text
