@@ -454,7 +454,7 @@ def test_it_fails_that_clause_and_no_other(clause, monkeypatch):
         refused=REFUSED,
         secrets=(FAKE,),
         tells_usage=issubclass_of_resident(BROKEN[clause]),
-        timeout_s=3.0,
+        timeout_s=5.0,
     )
     over.set()
     assert [row.clause for row in report.failures] == [clause], report.failures

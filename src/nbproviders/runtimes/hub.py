@@ -93,16 +93,22 @@ def _asked(model_id: str, revision: str, place: str) -> tuple[list[str], dict[st
             f"{model_id!r} is {place}, and HF_HUB_OFFLINE is set.",
             hint=f"Unset HF_HUB_OFFLINE to download it, or use {_HERE}.",
         ) from None
-    except _Late:
-        raise ModelAccessError(
+    except Exception as error:  # no network shows as many kinds of exception
+        raise _unanswered(error, model_id, place) from foreign(error)
+
+
+def _unanswered(error: Exception, model_id: str, place: str) -> ModelAccessError:
+    """Return what it means that no answer came."""
+    # The bound of the library's HTTP client, whichever that is, ends in the same moment as ours.
+    if isinstance(error, _Late) or type(error).__name__.endswith("Timeout"):
+        return ModelAccessError(
             f"{model_id!r} is {place}, and the Hub did not answer within {_TIMEOUT_S:g} s.",
             hint=f"Try again later, or use a model that is here: {_HERE}.",
-        ) from None
-    except Exception as error:  # no network shows as many kinds of exception
-        raise ModelAccessError(
-            f"{model_id!r} is {place}, and the Hub cannot be reached ({type(error).__name__}).",
-            hint=f"Check the network, or use a model that is here: {_HERE}.",
-        ) from foreign(error)
+        )
+    return ModelAccessError(
+        f"{model_id!r} is {place}, and the Hub cannot be reached ({type(error).__name__}).",
+        hint=f"Check the network, or use a model that is here: {_HERE}.",
+    )
 
 
 def _refused(error: HfHubHTTPError, model_id: str, revision: str, place: str) -> ModelAccessError:
