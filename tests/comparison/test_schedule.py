@@ -115,6 +115,38 @@ class Reading(ScriptedProvider):
         return super().load(key, progress)
 
 
+class Fetching(ScriptedProvider):
+    """What it loads is brought here first; the third is not to be had."""
+
+    steps: ClassVar[list[tuple[str, str]]] = []
+
+    def download(self, key: ResourceKey, progress: Progress) -> None:
+        self.steps.append(("download", key.model))
+        if key.model == "c":
+            raise OSError("no network")
+
+    def prefetch(self, key: ResourceKey, progress: Progress) -> None:
+        self.steps.append(("read ahead", key.model))
+
+    def load(self, key: ResourceKey, progress: Progress) -> Model:
+        self.steps.append(("load", key.model))
+        return super().load(key, progress)
+
+
+def test_the_next_one_is_downloaded_while_this_one_runs() -> None:
+    """Before it is read ahead; its own load finds it here. What cannot be had is told in its own cell."""
+    nbp.register_provider("fetching", Fetching)
+    try:
+        result = nbp.compare_sync([f"fetching:{name}" for name in "abc"], ["x"])
+    finally:
+        nbp.unregister_provider("fetching")
+    of_b = [step for step, name in Fetching.steps if name == "b"]
+    assert of_b == ["download", "read ahead", "download", "load"]
+    assert [step for step, name in Fetching.steps if name == "c"] == ["download", "download"]
+    assert list(result.frame["error"].notna()) == [False, False, True]
+    assert "no network" in result.frame["error"].iloc[-1]
+
+
 def test_the_next_one_is_read_while_this_one_runs() -> None:
     """Reading ends before its own load begins; its failure is nobody's; those in memory need none."""
     nbp.register_provider("reading", Reading)

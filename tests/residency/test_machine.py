@@ -39,6 +39,7 @@ BUDGET, HOST_BUDGET = 100, 90
 NEEDS = {"a": 40, "b": 40, "c": 60, "d": 100, "e": 130, "f": 30, "g": 60, "h": 50}
 DEVICES = {name: "npu" if name in "gh" else "gpu" for name in NEEDS}
 SLEEPERS = "abcfg"  # of these, f and g take no copy on the host
+DISTANT = "cdf"  # have to be brought here before the first load
 names = st.sampled_from("aabbccffdegh")
 likely = st.sampled_from([True, True, True, True, False])
 
@@ -112,6 +113,34 @@ class Loader(ScriptedLoader):
         model = Sleepy(held, self._words) if sleeps else Plain(memory_bytes=held)
         self.alive.append(model)
         return model
+
+
+class Distant(Loader):
+    """What it takes is known only when it is here, and bringing it waits for a word as well."""
+
+    def __init__(self, name: str, words: Words) -> None:
+        super().__init__(name, words)
+        self.here = False
+        self.coming = self.most_coming = 0
+
+    async def download(self, progress: Progress) -> None:
+        assert not progress.cancelled
+        if self.here:
+            return
+        self.coming += 1
+        self.most_coming = max(self.coming, self.most_coming)
+        try:
+            await self._words.word("download")
+        finally:
+            self.coming -= 1
+        self.here = True
+
+    async def estimate(self) -> Mapping[str, int]:
+        return await super().estimate() if self.here else {}
+
+    async def load(self, progress: Progress) -> Model:
+        assert self.here
+        return await super().load(progress)
 
 
 class Operation:
@@ -197,7 +226,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     def is_excused(self, error: BaseException | None) -> None:
         """Nobody is refused without a cause: no room, a load that fails, or force."""
         assert isinstance(error, ProviderError)
-        failed = "this load fails" in error.message or "this wake fails" in error.message
+        failed = any(f"this {what} fails" in error.message for what in ("load", "wake", "download"))
         failed = failed or isinstance(error, (UnsupportedError, InvalidRequestError))
         assert failed or isinstance(error, InsufficientMemoryError) or self.forced, error
 
@@ -208,7 +237,9 @@ class ResidencyMachine(RuleBasedStateMachine):
 
         self.runner.run(make())
         self.words = Words()
-        self.loaders = {name: Loader(name, self.words) for name in NEEDS}
+        self.loaders = {
+            name: (Distant if name in DISTANT else Loader)(name, self.words) for name in NEEDS
+        }
 
     def start(self, work: Any) -> Any:
         return self.runner.get_loop().create_task(work)
@@ -292,7 +323,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.words.words)
     @rule(data=st.data(), succeeds=likely)
-    def let_a_load_or_wake_end(self, data: st.DataObject, succeeds: bool) -> None:
+    def let_what_is_under_way_end(self, data: st.DataObject, succeeds: bool) -> None:
         words = self.words.words
         word = words[data.draw(st.integers(0, len(words) - 1))]
         if not word.done():
@@ -420,6 +451,8 @@ class ResidencyMachine(RuleBasedStateMachine):
     @invariant()
     def one_load_at_a_time_for_a_key(self) -> None:
         assert all(loader.most_loading <= 1 for loader in self.loaders.values())
+        distant = [one for one in self.loaders.values() if isinstance(one, Distant)]
+        assert all(loader.most_coming <= 1 for loader in distant)
 
     @invariant()
     def leases_are_grants_less_releases(self) -> None:

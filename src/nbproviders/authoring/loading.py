@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -133,9 +133,20 @@ class ResidentLoader:
     def _estimated(self) -> Estimate:
         return measuring.corrected(Estimate.of(self.provider.estimate(self.key)))
 
+    async def download(self, progress: Progress) -> None:
+        """Have the provider bring what is not here. Cancelled, that stops at its next report."""
+        from nbproviders.authoring.resident import ResidentProvider
+
+        if type(self.provider).download is not ResidentProvider.download:  # else not even a thread
+            await self._on_thread(self.provider.download, self.key, progress)
+
     async def prefetch(self, progress: Progress) -> None:
-        """Have the provider read ahead, on a thread; it stops when `progress` is cancelled."""
-        await asyncio.to_thread(self.provider.prefetch, self.key, progress)
+        """Have the provider download and read ahead, on a thread; it stops when `progress` is cancelled."""
+        await self._on_thread(self._prefetched, progress)
+
+    def _prefetched(self, progress: Progress) -> None:
+        self.provider.download(self.key, progress)
+        self.provider.prefetch(self.key, progress)
 
     async def load(self, progress: Progress) -> Model:
         """Run `load`. Cancelled, one on a thread stops at its next report and leaves nothing."""
@@ -153,17 +164,20 @@ class ResidentLoader:
     async def _loaded(self, progress: Progress) -> Model:
         if inspect.iscoroutinefunction(self.provider.load):
             return await self.provider.open_spec(self.spec, self.key, progress)
+        model: Model = await self._on_thread(self.provider.load_spec, self.spec, self.key, progress)
+        return model
+
+    async def _on_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function on a thread, which what it loads may keep; a `Progress` is its last argument."""
         worker = Worker(self.spec.model.rpartition("/")[2])
-        work = asyncio.ensure_future(
-            worker.run(self.provider.load_spec, self.spec, self.key, progress)
-        )
+        work = asyncio.ensure_future(worker.run(function, *arguments))
         stays = False
         try:
-            model: Model = await asyncio.shield(work)
+            done = await asyncio.shield(work)
             stays = worker.claimed
         except asyncio.CancelledError:
             stays = True  # until it has wound down
-            progress.cancel()
+            arguments[-1].cancel()
             # A task of its own: a second cancellation ends this waiting, not the clearing up.
             winding = asyncio.ensure_future(_wound_down(work, worker))
             _winding.add(winding)
@@ -173,7 +187,7 @@ class ResidentLoader:
         finally:
             if not stays:
                 await worker.close()
-        return model
+        return done
 
 
 _winding: set[asyncio.Future[None]] = set()  # the loop itself keeps tasks by weak references only
@@ -188,8 +202,8 @@ async def _wound_down(work: asyncio.Future[Any], worker: Worker) -> None:
 
 
 async def _ended(work: asyncio.Future[Any]) -> None:
-    """Wait for a thread that was told to stop; close what it loaded all the same."""
+    """Wait for a thread that was told to stop; close what it loaded all the same, if anything."""
     done, _ = await asyncio.wait({work})
     for future in done:
-        if not future.cancelled() and future.exception() is None:
+        if not future.cancelled() and future.exception() is None and future.result() is not None:
             await future.result().aclose()

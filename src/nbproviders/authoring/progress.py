@@ -142,7 +142,7 @@ class Waiting(Watch):
         loader = self._loaders[0]
         entry = residencies.default().find(loader.key)
         sleeps = entry is not None and entry.on_the_move and self._doing == PUTTING_TO_SLEEP
-        share = _share(entry.progress) if entry is not None and sleeps else ""
+        share = _share(entry.shown) if entry is not None and sleeps else ""
         return f"{self._doing} {loader.spec}, {elapsed_s:.0f} s{share}"
 
     def _clear(self) -> None:
@@ -186,7 +186,7 @@ def doing(entry: Entry) -> str:
         return f"{verb} {entry.spec}: waiting for memory"
     if not entry.coming:
         return f"{verb} {entry.spec}: waiting for its turn"
-    phase = entry.progress.phase
+    phase = entry.shown.phase
     return f"{verb} {entry.spec}" + ("" if phase == verb else f": {phase}")
 
 
@@ -194,7 +194,7 @@ def _told(entry: Entry, elapsed_s: float) -> str:
     said = doing(entry)
     text = f"{said[0].upper()}{said[1:]}, {elapsed_s:.0f} s"
     comes = entry.coming and entry.state is not State.WAITING
-    return text + (_share(entry.progress) if comes else "")
+    return text + (_share(entry.shown) if comes else "")
 
 
 def _share(progress: Progress) -> str:

@@ -127,29 +127,41 @@ class LlamaCppProvider(WeightsProvider):
             held=True,  # llama.cpp takes a context's memory when it is made
         )
 
+    # Loading
+
+    def download(self, key: ResourceKey, progress: Progress) -> None:
+        """Bring the file of a Hub id into the local cache, unless it is there."""
+        self._file(key, progress)
+
+    def _file(self, key: ResourceKey, progress: Progress) -> Path:
+        path = _place(key.model, key.values)[2]
+        if path is None:
+            if key.values["chat_format"]:  # before anything is downloaded for it
+                from nbproviders.runtimes.llamacpp import chat
+
+                chat.builtin(key.values["chat_format"])
+            path = _one_name(_downloaded(key, progress))
+            self._fetched[path, _digest(_parts_beside(path))] = key.model
+        return path
+
     def prefetch(self, key: ResourceKey, progress: Progress) -> None:
-        """Read the file into the system's cache; nothing for one not yet downloaded."""
+        """Read the file into the system's cache."""
         path = _place(key.model, key.values)[2]
         if path is not None:
             read_ahead(_parts_beside(path), progress)
-
-    # Loading
 
     def load(self, key: ResourceKey, progress: Progress) -> Model:
         """Check the file, then load it on the model's own thread."""
         from nbproviders.runtimes.llamacpp import chat, loading
 
-        if key.values["chat_format"]:  # before anything is downloaded for it
+        if key.values["chat_format"]:
             chat.builtin(key.values["chat_format"])
         files = self.files(key, progress)
         return loading.load(files, key.values, threads.claim(), progress)
 
     def files(self, key: ResourceKey, progress: Progress) -> Sequence[Header]:
         """Return the checked files of a model, the first of them first; downloaded if they are not here."""
-        path = _place(key.model, key.values)[2]
-        if path is None:
-            path = _one_name(_downloaded(key, progress))
-            self._fetched[path, _digest(_parts_beside(path))] = key.model
+        path = self._file(key, progress)
         progress.report(0, 0, "checking the file")
         files = read_files(path)
         ensure_loadable(files, progress.check)

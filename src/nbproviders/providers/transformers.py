@@ -29,6 +29,7 @@ from nbproviders.runtimes import (
     devices,
     hub,
     quantization,
+    snapshots,
     staging,
     threads,
 )
@@ -74,6 +75,10 @@ class TransformersProvider(WeightsProvider):
         "parallel": Option((int,), None, "Most requests in one batch.", loads=False),
     }
 
+    # What this process downloaded. Before there was a folder its keys told of no version, and they stay so:
+    # one that is open stays one model.
+    _downloaded: ClassVar[set[Path]] = set()
+
     def __init__(self, **defaults: Any) -> None:
         self.options = with_defaults(type(self).options, defaults, self.name)  # type: ignore[misc]
         self._settled({name: option.default for name, option in self.options.items()})
@@ -107,7 +112,8 @@ class TransformersProvider(WeightsProvider):
         chosen, model = self._settled(values), meant(model)
         folder = checkpoints.folder_of(model, chosen["revision"])
         there = folder is not None and folder.is_dir()
-        revision = checkpoints.revision_of(folder) if there and folder is not None else ""
+        known = folder in self._downloaded
+        revision = checkpoints.revision_of(folder) if there and folder and not known else ""
         loads = {k: v for k, v in chosen.items() if self.options[k].loads}
         local = str(Path(model).expanduser().resolve()) if checkpoints.is_local(model) else model
         key = ResourceKey(self._origin, local, canonical(loads), revision, chosen)
@@ -131,8 +137,24 @@ class TransformersProvider(WeightsProvider):
         wanted = estimating.wanted(folder, values, self._dtype(values, device))
         return estimating.expected(wanted, device, settings, alone)
 
+    def download(self, key: ResourceKey, progress: Progress) -> None:
+        """Bring the weights of a Hub id into the local cache, unless they are there."""
+        values = dict(key.values)
+        if checkpoints.is_local(key.model):
+            return
+        settings = values["quantization_config"]
+        if settings is not None:  # before anything is downloaded for it
+            quantization.require(settings, self._device(values))
+        progress.phase = "checking access"
+        self._require_access(key.model, values["model_class"] or "", values)
+        revision, pickled = values["revision"], values["allow_pickle"]
+        snapshots.bring(key.model, revision, progress, allow_pickle=pickled)
+        folder = checkpoints.folder_of(key.model, revision)
+        if folder is not None and not key.revision:
+            self._downloaded.add(folder)
+
     def prefetch(self, key: ResourceKey, progress: Progress) -> None:
-        """Read the weights into the system's cache; nothing for a model not yet downloaded."""
+        """Read the weights into the system's cache."""
         folder = checkpoints.folder_of(key.model, dict(key.values)["revision"])
         if folder is not None and folder.is_dir():
             read_ahead(sorted(folder.glob("*.safetensors")), progress)

@@ -36,8 +36,8 @@ class State(StrEnum):
 class Loader(Protocol):
     """How one key is loaded. Light: it may outlive the weights.
 
-    One that has ``prepare()`` has it called before room is looked for; one with ``prefetch(progress)`` may be
-    asked to read ahead.
+    One that has ``prepare()`` has it called before room is looked for, and then, if it has one,
+    ``download(progress)``; one with ``prefetch(progress)`` may be asked to read ahead.
     """
 
     @property
@@ -81,6 +81,8 @@ class Entry:
         Hard leases: operations under way, and waiters that were granted the model.
     moving
         The task that loads it, wakes it or puts it to sleep; one at a time.
+    download
+        How far its files are on their way to this machine, which takes no memory; None if they are not.
     slept_bytes
         What its last sleep gave back of what it had taken.
     refused
@@ -114,6 +116,7 @@ class Entry:
     moving: asyncio.Task[None] | None = None
     freeing: asyncio.Task[None] | None = None
     progress: Progress = field(default_factory=Progress)
+    download: Progress | None = None
     last_used_s: float = 0.0
     uses: int = 0
     load_s: float = 0.0
@@ -151,6 +154,11 @@ class Entry:
     def coming(self) -> bool:
         """Whether it is on its way to where it can compute."""
         return self.state in (State.COLD, State.WAITING, State.LOADING, State.WAKING)
+
+    @property
+    def shown(self) -> Progress:
+        """What to tell people of how far it is."""
+        return self.download or self.progress
 
     def awake_with(self, held: Mapping[str, int]) -> dict[str, int]:
         """Return what it is charged while it holds so much and may compute."""

@@ -18,6 +18,7 @@ from nbproviders.errors import (
     setup_failed,
 )
 from nbproviders.residency.admission import Admission
+from nbproviders.residency.downloading import Downloading
 from nbproviders.residency.entry import Entry, Loader, State
 from nbproviders.residency.estimate import Estimate
 from nbproviders.residency.events import Kind, Record
@@ -49,6 +50,7 @@ class Mover:
         self._table, self._memory, self._record = table, memory, record
         self.admission = Admission(table, memory, record, self._make, self.go_on)
         self.excess = Excess(table, self.admission.room, self._make)
+        self._downloading = Downloading()
         self.keeping = Keeping(table, memory, lambda one, why: self.excess.make(one, "free", why))
 
     # In
@@ -167,18 +169,17 @@ class Mover:
         self.excess.used()  # what was granted in its last step may be idle by now
 
     async def _bring(self, entry: Entry) -> None:
-        began_s = self._table.now_s()
         try:
             if entry.model is None:
-                await self._load(entry, began_s)
+                await self._load(entry)
             else:
-                await self._wake(entry, began_s)
+                await self._wake(entry)
         except (SystemExit, KeyboardInterrupt) as error:  # of a task it would end the engine
             raise setup_failed(entry.spec, error) from None
         entry.admitted = False
         self._grant(entry)
 
-    async def _load(self, entry: Entry, began_s: float) -> None:
+    async def _load(self, entry: Entry) -> None:
         self._memory.check()
         if not entry.admitted:
             entry.progress.phase = "measuring"
@@ -187,6 +188,7 @@ class Mover:
         want = Want(entry, entry.charges, entry.reserve, entry.optional)
         granted = await self.admission.reserve_optional(want)
         entry.progress.host_bytes = granted.get(HOST, 0)
+        began_s = self._table.now_s()  # a download is not paid again, nor the wait for room
         model = await self.admission.tried_twice(entry, lambda: entry.loader.load(entry.progress))
         with self._table.lock:
             promised, held = entry.charges, dict(model.info.memory_bytes)
@@ -212,19 +214,20 @@ class Mover:
         prepare = getattr(entry.loader, "prepare", None)
         if prepare is not None:
             await prepare()
+        await self._downloading.bring(entry)
         estimate = Estimate.of(await entry.loader.estimate())
         entry.optional = dict(estimate.optional)
         entry.weights_bytes = sum(estimate.weights.values())
         return Want(entry, dict(estimate), estimate.reserve, estimate.optional)
 
-    async def _wake(self, entry: Entry, began_s: float) -> None:
+    async def _wake(self, entry: Entry) -> None:
         sleeper = entry.sleeper
         assert sleeper is not None
         if not entry.admitted:
             await self.admission.admit([await self.wanted(entry)])
         entry.state = State.WAKING
         entry.progress.phase = "waking"
-        promised = entry.charges
+        promised, began_s = entry.charges, self._table.now_s()
         transfer = await self.admission.tried_twice(entry, lambda: sleeper.wake(entry.progress))
         with self._table.lock:
             entry.woke(transfer.held)

@@ -132,7 +132,7 @@ class Table:
             idle_s=0.0 if still else now_s - entry.last_used_s,
             uses=entry.uses,
             load_s=entry.load_s,
-            progress=entry.progress.fraction if entry.on_the_move else None,
+            progress=entry.shown.fraction if entry.on_the_move else None,
             key=entry.key.digest,
             notes=entry.model.info.notes if entry.model is not None else (),
             pinned=entry.pinned,

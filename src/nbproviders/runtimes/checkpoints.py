@@ -171,8 +171,25 @@ def _missing_parts(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
-    parts = _read_json(index).get("weight_map", {}).values()
-    return sorted(name for name in set(parts) if not (folder / name).is_file())
+    return [name for name in parts_of(index) if not (folder / name).is_file()]
+
+
+def parts_of(index: Path) -> list[str]:
+    """Return the names of the files that an index of weights tells of.
+
+    Raises
+    ------
+    ModelAccessError
+        If it is damaged.
+    """
+    told = _read_json(index).get("weight_map")
+    parts = set(told.values()) if isinstance(told, dict) else set()
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise ModelAccessError(
+            f"The file {index.name!r} of {str(index.parent)!r} is damaged: its weight_map names no files.",
+            hint="Download it again, or restore it.",
+        )
+    return sorted(parts)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

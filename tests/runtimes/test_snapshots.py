@@ -1,0 +1,168 @@
+"""Checkpoints of the Hub are brought whole before they are measured; a local server stands in for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.runtimes.hub import Child, Hub, blobs, random_bytes, running_hub
+from tests.tiny import write_llama
+
+pytest.importorskip("huggingface_hub")
+CONFIG = b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
+PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = json.dumps({"weight_map": {"a": PARTS[0], "b": PARTS[1], "c": PARTS[0]}}).encode()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running_hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a model of 14 MB."""
+    pytest.importorskip("torch")
+    folder = write_llama(tmp_path_factory.mktemp("llama"), hidden=256, layers=4)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+BRING = """
+from nbproviders.runtimes import snapshots
+try:
+    snapshots.bring("org/name", None, Progress(), allow_pickle="pickle" in sys.argv)
+    tell(done=True)
+except nbp.ProviderError as error:
+    tell(error=type(error).__name__, text=str(error))
+"""
+
+
+def brought(home: Path) -> set[str]:
+    return {path.name for path in home.glob("hub/models--*/snapshots/*/*")}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "how"),
+    [
+        ({"model.safetensors"}, ()),
+        ({"model.safetensors"}, ("pickle",)),
+        ({"model.safetensors.index.json", *PARTS}, ()),
+        ({"pytorch_model.bin"}, ("pickle",)),
+    ],
+)
+def test_what_is_loaded_is_brought_and_nothing_else(
+    hub: Hub, tmp_path: Path, wanted: set[str], how: tuple[str, ...]
+) -> None:
+    """Not the same weights in other formats, which many repositories hold as well."""
+    files = {name: random_bytes(60_000, seed) for seed, name in enumerate(sorted(wanted))}
+    if "model.safetensors.index.json" in wanted:
+        files["model.safetensors.index.json"] = INDEX
+    others = ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx")
+    hub.files["org/name"] = dict.fromkeys(others, b"not asked for") | files
+    hub.files["org/name"]["config.json"] = CONFIG
+    assert Child(tmp_path, hub.url).run(BRING, *how) == [{"done": True}]
+    assert brought(tmp_path) == wanted | {"config.json"}
+
+
+def test_a_part_that_is_missing_is_brought(hub: Hub, tmp_path: Path) -> None:
+    """A checkpoint that is here but for one part gets that one; a whole one needs no Hub."""
+    hub.files["org/name"] = {
+        "config.json": CONFIG,
+        "model.safetensors.index.json": INDEX,
+        PARTS[0]: random_bytes(60_000),
+        PARTS[1]: random_bytes(60_000, 1),
+    }
+    child = Child(tmp_path, hub.url)
+    hub.drops[PARTS[1]] = (100, 0)
+    [told] = child.run(BRING)
+    assert PARTS[1] in told["text"]
+    assert "config.json" not in brought(tmp_path)  # which would make it look like a model
+    hub.drops.clear()
+    assert child.run(BRING) == [{"done": True}]
+    assert len(hub.sent_from(PARTS[0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        (INDEX, f"'org/name' lacks 1 of the 2 parts of its weights: {PARTS[1]}"),
+        (b'{"weight_map": 7}', "its weight_map names no files"),
+        (b"nothing", "it is no JSON object"),
+    ],
+)
+def test_an_incomplete_repository_is_told_before_its_bytes_come(
+    hub: Hub, tmp_path: Path, index: bytes, said: str
+) -> None:
+    """No part is asked for of what could not be loaded."""
+    files = {"config.json": CONFIG, "model.safetensors.index.json": index, PARTS[0]: b"a part"}
+    hub.files["org/name"] = files
+    [told] = Child(tmp_path, hub.url).run(BRING)
+    assert told["error"] == "ModelAccessError"
+    assert said in told["text"]
+    assert hub.sent_from(PARTS[0]) == []
+
+
+def test_a_model_is_downloaded_and_stays_one_model(
+    hub: Hub, tmp_path: Path, llama: dict[str, bytes]
+) -> None:
+    """Opened again by another provider or reference it is the model in memory, not a second one."""
+    hub.files["org/name"] = llama
+    code = """
+m = nbp.load_sync("transformers:org/name")
+for other in ("?parallel=2", "?device=auto", "?trust_remote_code=false"):
+    with nbp.model("transformers:org/name" + other) as again:
+        assert again.raw is m.raw, other
+again = nbp.create_provider("transformers", trust_remote_code=False).get_client("org/name")
+assert again.raw is m.raw
+tell(count=len(nbp.residents()), text=m.generate("the dog", max_tokens=3, raw=True))
+"""
+    [told] = Child(tmp_path, hub.url).run(code)
+    assert told["count"] == 1
+    assert told["text"]
+    assert len(hub.sent_from("model.safetensors")) == 1
+
+
+def test_room_is_made_before_a_downloaded_model_is_loaded(
+    hub: Hub, tmp_path: Path, llama: dict[str, bytes]
+) -> None:
+    """Though nobody could tell what it takes when it was asked for."""
+    hub.files |= {"org/one": llama, "org/two": llama}
+    code = """
+nbp.load_sync("transformers:org/one").close()
+fit = nbp.will_it_fit("transformers:org/one").fit
+nbp.set_memory(f"cpu={int(1.5 * sum(fit.estimate.values()))}B")
+assert nbp.will_it_fit("transformers:org/two").fit.verdict == "unknown"
+nbp.load_sync("transformers:org/two").close()
+kept = ("created", "slept")
+tell(events=[[one.kind, one.spec[-3:]] for one in nbp.events() if one.kind in kept])
+"""
+    [told] = Child(tmp_path, hub.url).run(code)
+    assert told["events"] == [["created", "one"], ["slept", "one"], ["created", "two"]]
+
+
+def test_how_far_a_download_is_can_be_seen(
+    hub: Hub, tmp_path: Path, llama: dict[str, bytes]
+) -> None:
+    """Half a megabyte has come, the Hub says no more, and another model is loaded meanwhile."""
+    hub.files["org/name"], hub.stall = llama, "model.safetensors"
+    code = """
+import asyncio
+async def main():
+    task = asyncio.ensure_future(nbp.load("transformers:org/name"))
+    while not (nbp.residents() and nbp.residents()[0].progress):
+        await asyncio.sleep(0.01)
+    m = await nbp.load("transformers:demo-xs")
+    coming, other = nbp.residents()
+    tell(spec=coming.spec, progress=coming.progress, bytes=coming.bytes, other=other.state)
+    task.cancel()
+asyncio.run(main())
+"""
+    [told] = Child(tmp_path, hub.url).run(code)
+    assert (told["spec"], told["bytes"]) == ("transformers:org/name", {})
+    assert 0 < told["progress"] < 0.1
+    assert told["other"] == "hot"
+    assert [name for name in blobs(tmp_path) if name.endswith(".incomplete")]
