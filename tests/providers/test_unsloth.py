@@ -9,7 +9,9 @@ import pytest
 import nbproviders as nbp
 from nbproviders import registry
 from nbproviders.providers import unsloth
+from nbproviders.providers.transformers import TransformersProvider
 from nbproviders.providers.unsloth import UnslothProvider
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import devices
 
 pytest.importorskip("transformers")
@@ -45,6 +47,24 @@ def test_a_load_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nbproviders[unsloth]" in caught.value.hint
     with pytest.raises(nbp.ConfigurationError, match="unsloth cannot run here"):
         provider.load_model("demo-xs")
+
+
+@pytest.mark.parametrize(("quantization", "brought"), [(None, ["org/name"]), ("nf4", [])])
+def test_what_it_may_have_quantised_itself_is_not_downloaded(
+    monkeypatch: pytest.MonkeyPatch, quantization: str | None, brought: list[str]
+) -> None:
+    """Of many models Unsloth takes files that are quantised already; where it cannot run, none come."""
+    provider, asked = UnslothProvider(), list[str]()
+    key = provider.resolve("org/name", quantization=quantization)
+    monkeypatch.setattr(
+        TransformersProvider, "download", lambda self, key, progress: asked.append(key.model)
+    )
+    with pytest.raises(nbp.ConfigurationError, match="unsloth cannot run here"):
+        provider.download(key, Progress())
+    assert asked == []
+    monkeypatch.setattr(unsloth, "require_unsloth", lambda: None)
+    provider.download(key, Progress())
+    assert asked == brought
 
 
 def test_its_class(monkeypatch: pytest.MonkeyPatch) -> None:

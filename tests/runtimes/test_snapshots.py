@@ -69,7 +69,7 @@ def test_what_is_loaded_is_brought_and_nothing_else(
 
 
 def test_a_part_that_is_missing_is_brought(hub: Hub, tmp_path: Path) -> None:
-    """A checkpoint that is here but for one part gets that one; a whole one needs no Hub."""
+    """A checkpoint that is here but for one part gets that one."""
     hub.files["org/name"] = {
         "config.json": CONFIG,
         "model.safetensors.index.json": INDEX,
@@ -84,6 +84,23 @@ def test_a_part_that_is_missing_is_brought(hub: Hub, tmp_path: Path) -> None:
     hub.drops.clear()
     assert child.run(BRING) == [{"done": True}]
     assert len(hub.sent_from(PARTS[0])) == 1
+
+
+def test_what_is_here_is_loaded_without_the_hub(
+    hub: Hub, tmp_path: Path, llama: dict[str, bytes]
+) -> None:
+    """Nothing is asked of it but what transformers itself asks for small files."""
+    hub.files["org/name"] = llama
+    child = Child(tmp_path, hub.url)
+    child.run('nbp.load_sync("transformers:org/name")')
+    hub.asked.clear()
+    child.run('nbp.load_sync("transformers:org/name")')
+    asked = [path for _, path, _ in hub.asked]
+    assert not [path for path in asked if path.startswith("/api/models/org/name?")]
+    child.environment["HF_HUB_OFFLINE"] = "1"
+    hub.asked.clear()
+    child.run('nbp.load_sync("transformers:org/name")')
+    assert hub.asked == []
 
 
 @pytest.mark.parametrize(
@@ -124,6 +141,23 @@ tell(count=len(nbp.residents()), text=m.generate("the dog", max_tokens=3, raw=Tr
     assert told["count"] == 1
     assert told["text"]
     assert len(hub.sent_from("model.safetensors")) == 1
+
+
+@pytest.mark.parametrize("option", ["device=cuda:7", "quantization=nf4&device=mps"])
+def test_what_cannot_be_loaded_here_is_not_downloaded(
+    hub: Hub, tmp_path: Path, option: str
+) -> None:
+    """The error comes before the bytes."""
+    hub.files["org/name"] = {"model.safetensors": random_bytes(60_000), "config.json": CONFIG}
+    code = """
+try:
+    nbp.load_sync("transformers:org/name?" + sys.argv[1])
+except nbp.ProviderError as error:
+    tell(text=str(error))
+"""
+    [told] = Child(tmp_path, hub.url).run(code, option)
+    assert "cuda:7" in told["text"] or "mps" in told["text"]
+    assert hub.sent_from("model.safetensors") == []
 
 
 def test_room_is_made_before_a_downloaded_model_is_loaded(

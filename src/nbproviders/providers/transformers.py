@@ -142,13 +142,15 @@ class TransformersProvider(WeightsProvider):
         values = dict(key.values)
         if checkpoints.is_local(key.model):
             return
-        settings = values["quantization_config"]
-        if settings is not None:  # before anything is downloaded for it
-            quantization.require(settings, self._device(values))
-        progress.phase = "checking access"
-        self._require_access(key.model, values["model_class"] or "", values)
         revision, pickled = values["revision"], values["allow_pickle"]
-        snapshots.bring(key.model, revision, progress, allow_pickle=pickled)
+        if not snapshots.is_here(key.model, revision, allow_pickle=pickled):
+            # What cannot be is told before anything is downloaded for it.
+            device, settings = self._device(values), values["quantization_config"]
+            if settings is not None:
+                quantization.require(settings, device)
+            progress.phase = "checking access"
+            self._require_access(key.model, values["model_class"] or "", values)
+            snapshots.bring(key.model, revision, progress, allow_pickle=pickled)
         folder = checkpoints.folder_of(key.model, revision)
         if folder is not None and not key.revision:
             self._downloaded.add(folder)

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 from nbproviders.authoring.options import Option
 from nbproviders.authoring.weights import DEFAULT_CLASS, alone
+from nbproviders.core.spec import ResourceKey
 from nbproviders.errors import ConfigurationError
 from nbproviders.providers.transformers import TransformersProvider, meant
+from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import devices, quantization
 
 
@@ -51,6 +53,12 @@ class UnslothProvider(TransformersProvider):
     def _device(self, values: Mapping[str, Any]) -> str:
         require_unsloth()
         return super()._device(values)
+
+    def download(self, key: ResourceKey, progress: Progress) -> None:
+        """Bring what transformers would, unless it is quantised: Unsloth may have files of its own."""
+        require_unsloth()
+        if key.values["quantization_config"] is None:
+            super().download(key, progress)
 
     def load_model(
         self,

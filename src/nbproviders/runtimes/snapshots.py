@@ -11,10 +11,16 @@ from nbproviders.runtimes import checkpoints, downloads
 _SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
+def is_here(repo: str, revision: str | None, *, allow_pickle: bool = False) -> bool:
+    """Whether the local cache holds a Hub id's config and all its weights."""
+    folder = checkpoints.folder_of(repo, revision)
+    return folder is not None and checkpoints.is_whole(folder, allow_pickle=allow_pickle)
+
+
 def bring(
     repo: str, revision: str | None, progress: Progress, *, allow_pickle: bool = False
 ) -> None:
-    """Download the weights of a Hub id and then its ``config.json``, unless all are in the cache.
+    """Download the weights of a Hub id and then its ``config.json``, as far as they are not in the cache.
 
     Small files, such as those of the tokenizer, are left to the library that reads them.
 
@@ -30,9 +36,6 @@ def bring(
     ModelAccessError
         If the Hub cannot be reached, lacks a part of the weights, or sends something else.
     """
-    folder = checkpoints.folder_of(repo, revision)
-    if folder is not None and checkpoints.is_whole(folder, allow_pickle=allow_pickle):
-        return
     progress.report(0, 0, "looking on the Hub")
     remote = downloads.remote_files(repo, revision)
     weights = _weights(repo, revision, remote, progress, allow_pickle=allow_pickle)
