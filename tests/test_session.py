@@ -566,6 +566,8 @@ def test_a_service_is_asked_nothing(
     assert "takes no memory of this process" in found.sentence
     nbp.pin("openai:some-model")
     assert "nothing to pin" in caplog.text
+    nbp.wake("openai:some-model")
+    assert "nothing to wake" in caplog.text
     assert nbp.sleep("openai:some-model") == nbp.unload("openai:some-model") == 0
     nbp.unpin("openai:some-model")
     assert asked == []

@@ -149,12 +149,16 @@ def sleep(reference: Named, *, timeout_s: float | None = None) -> int:
 def wake(reference: Named, *, timeout_s: float | None = None) -> None:
     """Have a model ready to compute: awake, or loaded if it is not in memory at all.
 
+    For a service's model nothing is done, and the log says so.
+
     Raises
     ------
     ProviderError
         As `load`.
     """
     __tracebackhide__ = True
+    if _is_elsewhere(reference, "wake"):
+        return
     residency, loader = residencies.default(), _loader(reference)
 
     async def ready() -> None:
@@ -175,9 +179,7 @@ def pin(reference: Named, *, timeout_s: float | None = None) -> None:
         As `load`.
     """
     __tracebackhide__ = True
-    service = _service(reference)
-    if service is not None:
-        logger.warning("%s takes no memory of this process: there is nothing to pin.", service)
+    if _is_elsewhere(reference, "pin"):
         return
     residency, loader = residencies.default(), _loader(reference)
     shown_now([loader], lambda: residency.pin(loader), timeout_s)
@@ -316,6 +318,14 @@ def _service(reference: Named) -> ModelSpec | None:
         return client.loader.spec if isinstance(_provider(client.loader), BaseProvider) else None
     provider, spec = registry.find(_reference(reference))
     return spec if isinstance(provider, BaseProvider) else None
+
+
+def _is_elsewhere(reference: Named, verb: str) -> bool:
+    """Whether a service computes it; then the log says that there is nothing to do."""
+    service = _service(reference)
+    if service is not None:
+        logger.warning("%s takes no memory of this process: there is nothing to %s.", service, verb)
+    return service is not None
 
 
 def _provider(loader: Loader) -> object:

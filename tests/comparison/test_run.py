@@ -231,7 +231,21 @@ async def test_wrong_parameters_are_refused_before_anything_runs(wrong: dict[str
     """A parameter out of bounds or misspelt is refused with its name."""
     with pytest.raises(nbp.InvalidRequestError, match=next(iter(wrong))):
         await nbp.compare("echo:y", ["a"], wrong)
+    with pytest.raises(nbp.InvalidRequestError, match=next(iter(wrong))):
+        await nbp.compare("echo:y", ["a"], **wrong)
     assert nbp.residents() == []
+
+
+@pytest.mark.parametrize(
+    "params", [None, {"max_tokens": 9, "seed": 5}, nbp.GenerationParams(seed=5)]
+)
+async def test_single_parameters_by_name(params: Any) -> None:
+    """As generate takes them; they win over the others, which stay."""
+    result = await nbp.compare("echo:y", ["a b c d"], params, max_tokens=2)
+    expected = {"temperature": 0.0, "max_tokens": 2} | ({"seed": 5} if params else {})
+    assert {name: result.params[name] for name in expected} == expected
+    again = nbp.compare_sync("echo:y", ["a b c d"], params, max_tokens=2)
+    assert again.params == result.params
 
 
 @pytest.mark.parametrize("repeats", [0, -1, 1.5, True])

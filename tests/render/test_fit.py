@@ -60,10 +60,19 @@ def test_who_would_make_room_is_named() -> None:
 def test_how_much_is_missing_is_told() -> None:
     """By device, with units."""
     found = report("no", short={"cuda:0": GIB, HOST: 2**20})
-    assert found.sentence == (
-        "transformers:demo-m does not fit: 1.0 GiB too much on cuda:0, 1.0 MiB too much on main memory."
+    assert (
+        "transformers:demo-m does not fit: 1.0 GiB too much on cuda:0, 1.0 MiB too much on main memory. "
+        in found.sentence
     )
     assert not found
+
+
+@pytest.mark.parametrize(("limit", "todo"), [(20, "unpin something"), (10, "a smaller model")])
+def test_what_to_do_is_told(limit: int, todo: str) -> None:
+    """Others may leave by hand, if that would be enough; else nothing but less of it, or more memory."""
+    found = report("no", short={"cuda:0": GIB}, limits={"cuda:0": limit * GIB})
+    assert todo in found.sentence
+    assert "nbp.set_memory" in found.sentence
 
 
 def test_the_figures_are_a_table() -> None:

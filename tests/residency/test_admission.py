@@ -171,6 +171,8 @@ async def test_what_never_fits_is_refused_at_once() -> None:
     )
     assert "scripted:small: gpu 10 B" in text
     assert "huge:" not in text
+    assert "Choose a smaller model" in text
+    assert "Unload" not in text  # for that would not help
     assert specs(home) == {"small"}
 
 

@@ -57,8 +57,8 @@ class Opened:
         self._residency = residencies.default()
         self.model = LeasedModel(self._residency, loader, chat=chat, alone=alone, defaults=defaults)
         self._reopen = (
-            f'It ended with its block. Open it again: async with provider.model("{loader.spec.name}")'
-            f' as m: …, or keep it: m = await nbp.load("{loader.spec}")'
+            "Its block has ended, or it was closed. Open it again: "
+            f'async with provider.model("{loader.spec.name}") as m: …, or keep it: m = await nbp.load("{loader.spec}")'
         )
 
     def fresh(self) -> bool:

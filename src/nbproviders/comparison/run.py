@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -39,6 +39,7 @@ async def compare(
     budget_usd: float | None = None,
     allow_unpriced: bool = False,
     progress: bool = True,
+    **named: Any,
 ) -> Comparison:
     """Ask every model every prompt, and return what they said, measured and scored.
 
@@ -63,6 +64,8 @@ async def compare(
         Within a budget, ask models of unknown price too; what they cost is then in no sum.
     progress
         Show a bar if it takes longer than half a second.
+    named
+        Single parameters by name, as ``generate`` takes them: ``max_tokens=64``. They win over `params`.
 
     Returns
     -------
@@ -76,7 +79,7 @@ async def compare(
     """
     __tracebackhide__ = True
     budget = None if budget_usd is None else Budget(budget_usd, allow_unpriced=allow_unpriced)
-    run = Run.of(models, prompts, params, scorers, repeats, budget)
+    run = Run.of(models, prompts, _params(params, named), scorers, repeats, budget)
     began_s = time.perf_counter()
     with told_elsewhere(), looking(_Bar(run) if progress else None):
         await run.all()
@@ -94,12 +97,13 @@ def compare_sync(
     allow_unpriced: bool = False,
     progress: bool = True,
     timeout_s: float | None = None,
+    **named: Any,
 ) -> Comparison:
     """The same as `compare`, blocking, for scripts; Ctrl-C ends it."""
     __tracebackhide__ = True
     budget = None if budget_usd is None else Budget(budget_usd, allow_unpriced=allow_unpriced)
     # Made here: what a provider's making waits for must not be the engine.
-    run = Run.of(models, prompts, params, scorers, repeats, budget)
+    run = Run.of(models, prompts, _params(params, named), scorers, repeats, budget)
     began_s = time.perf_counter()
 
     async def work() -> None:
@@ -108,6 +112,18 @@ def compare_sync(
 
     engine.default().wait(work, timeout_s, _Bar(run) if progress else None)
     return run.result(time.perf_counter() - began_s)
+
+
+def _params(
+    params: GenerationParams | dict[str, Any] | None, named: Mapping[str, Any]
+) -> GenerationParams:
+    """Return what was given, the named ones before the others; what was not given is not there."""
+    given = GenerationParams(**params) if isinstance(params, dict) else params
+    if given is not None and not isinstance(given, GenerationParams):
+        raise InvalidRequestError(
+            f"params must be GenerationParams or a dict, not {type(given).__name__}."
+        )
+    return GenerationParams(**{**(given.given() if given else {}), **named})
 
 
 @dataclass
@@ -130,7 +146,7 @@ class Run:
         cls,
         models: Any,
         prompts: Any,
-        params: Any,
+        params: GenerationParams,
         scorers: Any,
         repeats: int,
         budget: Budget | None = None,
@@ -138,12 +154,7 @@ class Run:
         """Return a checked run."""
         if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
             raise InvalidRequestError(f"repeats={repeats!r} must be a whole number, at least 1.")
-        given = GenerationParams(**params) if isinstance(params, dict) else params
-        if given is not None and not isinstance(given, GenerationParams):
-            raise InvalidRequestError(
-                f"params must be GenerationParams or a dict, not {type(given).__name__}."
-            )
-        chosen = GenerationParams(**{**DEFAULTS, **(given.given() if given else {})})
+        chosen = GenerationParams(**{**DEFAULTS, **params.given()})
         found = grid.contenders(models)
         named = scoring.named(scorers)
         rows: dict[str, list[Row]] = {one.name: [] for one in found}

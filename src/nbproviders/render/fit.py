@@ -14,7 +14,7 @@ _SAID = {
     "fits": "{spec} fits.",
     "after": "{spec} fits once {moves}.",
     "wait": "{spec} fits when running models have ended.",
-    "no": "{spec} does not fit: {short}.",
+    "no": "{spec} does not fit: {short}. {todo}",
     "unknown": "Nobody can tell what {spec} takes before it is loaded.",
 }
 _DONE = {"sleep": "sleeps", "free": "has left"}
@@ -63,7 +63,15 @@ class FitReport:
             for device, count in (self.fit.short or {}).items()
         )
         spec = visible(self.fit.spec)
-        return _SAID[self.fit.verdict].format(spec=spec, moves=moves, short=short)
+        return _SAID[self.fit.verdict].format(
+            spec=spec, moves=moves, short=short, todo=self._todo()
+        )
+
+    def _todo(self) -> str:
+        estimate, limits = self.fit.estimate, self.fit.limits
+        if any(estimate.get(d, 0) > limits.get(d, 0) for d in self.fit.short or {}):
+            return "Choose a smaller model or dtype, or allow more: nbp.set_memory."
+        return "What is there stays: unpin something (nbp.unpin), or allow more: nbp.set_memory."
 
     @property
     def notes(self) -> list[str]:

@@ -49,11 +49,12 @@ def too_much(
         How long others were waited for; None if that would have been in vain.
     """
     who = f"{' and '.join(names)} need" if len(names) > 1 else "it needs"
+    alone = any(needs.get(device, 0) > limits[device] for device, count in short.items() if count)
     most = ", ".join(f"{size_text(limits[d])} on {place(d)}" for d, n in short.items() if n)
     why = f"models may take {most} in all"
     if waited_s is not None:
         why = f"models that are running did not end in time ({waited_s:.0f} s)"
-    elif all(needs.get(d, 0) <= limits[d] for d, n in short.items() if n):
+    elif not alone:
         why += ", and what is there stays"
     if not any(short.values()):  # there would be room by now, had it had its turn
         why = "others waited before it, and had not come in by then"
@@ -62,7 +63,7 @@ def too_much(
         )
     return InsufficientMemoryError(
         f"{who} {_sizes(needs)}. That is {_sizes(short)} too much: {why}.\n{held_text(others)}",
-        hint=_hint(others) if waited_s is None else _WAIT,
+        hint=_WAIT if waited_s is not None else _LESS if alone else _hint(others),
     )
 
 

@@ -197,8 +197,9 @@ class Residency:
                 f"{entry.spec} is pinned: it stays.", hint=f'nbp.unpin("{entry.spec}") first.'
             )
         if entry.state is State.HOT and entry.sleeper is None:
+            notes = entry.model.info.notes if entry.model is not None else ()
             raise UnsupportedError(
-                f"{entry.spec} cannot sleep. {' '.join(entry.model.info.notes) if entry.model else ''}",
+                " ".join([f"{entry.spec} cannot sleep.", *notes]),
                 hint="Unload it instead: it is loaded again at its next use.",
             )
         if await self._mover.sleep(entry, "by hand"):
