@@ -156,3 +156,36 @@ def holds_secret(text: str) -> bool:
         if is_secret(name, value) if equals else is_secret("", part):
             return True
     return scrub(text) != text
+
+
+# A picker without a kernel or a front end
+
+
+def facts(spec: str, said: str) -> list[tuple[str, str]]:
+    """Return heads and lines that tell what is chosen, how that went, who is there, and what is in memory."""
+    providers = [
+        name if info.available else f"{name} (not available: {info.reason})"
+        for name, info in registry.list_available().items()
+    ]
+    found = [("Model", spec or "none chosen"), ("Status", said)]
+    found += [("Providers" if i == 0 else "", line) for i, line in enumerate(providers)]
+    memory = [f"{name}: {size}, {state}" for name, state, size, _ in map(row, session.residents())]
+    found += [("In memory" if i == 0 else "", line) for i, line in enumerate(memory or ["nothing"])]
+    return [(head, visible(text)) for head, text in found]
+
+
+def as_text(spec: str, said: str) -> str:
+    """Return a picker as plain text."""
+    lines = [f"{head:<10} {text}" for head, text in facts(spec, said)]
+    return "\n".join(["ModelPicker", *lines, code(spec)])
+
+
+def as_html(spec: str, said: str) -> str:
+    """Return a picker as a table that needs no script."""
+    rows = "".join(
+        f'<tr><th scope="row" style="{CELL}">{html.escape(head)}</th>'
+        f'<td style="{CELL}">{html.escape(text)}</td></tr>'
+        for head, text in facts(spec, said)
+    )
+    written = f'<pre style="{CODE};white-space:pre-wrap">{html.escape(code(spec))}</pre>'
+    return f"<table><tbody>{rows}</tbody></table>{written}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html
+import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -15,14 +16,14 @@ from nbproviders import registry, session
 from nbproviders.core.client import Client
 from nbproviders.core.spec import ModelSpec, ResourceKey, split_options
 from nbproviders.errors import ConfigurationError, ProviderError
-from nbproviders.render.tables import visible
 from nbproviders.widgets import closing, models
-from nbproviders.widgets.models import CELL, CODE, MUTED, Loading
+from nbproviders.widgets.models import MUTED, Loading
 from nbproviders.widgets.on_disk import OnDisk
 from nbproviders.widgets.status import Status
 from nbproviders.widgets.tasks import Home, Job, State, clicks_note, told
 
 _LABEL = "80px"
+_LATE_S = 0.3
 _WIDE = "640px"
 
 
@@ -58,7 +59,8 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         chosen = ModelSpec.parse(spec, registry.names()).text if spec else models.first()
         self._filling = self._loadable = False
         self._said = Status()
-        self._provider_shown = ""
+        self._provider_shown = self._asked = ""
+        self._clicked_s = -_LATE_S
         self._models: dict[str, str] = dict(models.PREFERRED)
         self._loaded: tuple[str, ResourceKey | None] = ("", None)
         self._home = home = Home()
@@ -79,10 +81,14 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         """Start to load what is chosen, as the button does; `model` is set when it is there."""
         if not self._loadable or self._busy:
             return
-        spec = self.spec
+        spec = self._asked = self.spec
         self.error, self._bar.value = "", 0.0
         self._say("busy", f"Loading {spec}")
         self._loads.start(lambda tell: models.load(spec, tell), lambda got: self._take(spec, *got))
+
+    def _load_clicked(self) -> None:
+        self._clicked_s = time.monotonic()
+        self.load()
 
     def unload(self) -> None:
         """Start to free the memory of what is chosen, as the button does."""
@@ -149,7 +155,8 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             _button("Unload", "", "Free the memory of the model"),
             _button("Stop", "", "Stop loading or unloading"),
         ]
-        for button, action in zip(self._buttons, (self.load, self.unload, self.stop), strict=True):
+        actions = (self._load_clicked, self.unload, self.stop)
+        for button, action in zip(self._buttons, actions, strict=True):
             button.on_click(lambda _, action=action: self._home.call(action))
         for field in (self._provider, self._model, self._options):
             field.observe(lambda _: self._home.call(self._read), "value")
@@ -240,7 +247,19 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             self.spec = found
         finally:
             self._filling = False
+        late = found != self._asked and self._is_late()
+        if late:
+            self._loads.stop()
         self._chosen(error)
+        if late and not error:
+            self.load()
+
+    def _is_late(self) -> bool:
+        """Whether a change was made before Load was clicked, though it is told only now.
+
+        Each widget's messages may come on a thread of their own. While a model loads the fields are locked.
+        """
+        return self._loads.busy or time.monotonic() - self._clicked_s < _LATE_S
 
     def _composed(self) -> str:
         provider: str = self._provider.value
@@ -355,38 +374,9 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """Return the widget's view, and its state as HTML and text for where no widget can be shown."""
         bundle = dict(super()._repr_mimebundle_(**kwargs) or {})
-        bundle["text/plain"] = self._text()
-        bundle["text/html"] = self._html()
+        bundle["text/plain"] = models.as_text(self.spec, str(self._said))
+        bundle["text/html"] = models.as_html(self.spec, str(self._said))
         return bundle
-
-    def _facts(self) -> list[tuple[str, str]]:
-        providers = [
-            name if info.available else f"{name} (not available: {info.reason})"
-            for name, info in registry.list_available().items()
-        ]
-        facts = [("Model", self.spec or "none chosen"), ("Status", str(self._said))]
-        facts += [("Providers" if i == 0 else "", line) for i, line in enumerate(providers)]
-        held = [models.row(one) for one in session.residents()]
-        memory = [f"{spec}: {size}, {state}" for spec, state, size, _ in held]
-        facts += [
-            ("In memory" if i == 0 else "", line) for i, line in enumerate(memory or ["nothing"])
-        ]
-        return [(head, visible(text)) for head, text in facts]
-
-    def _text(self) -> str:
-        lines = [f"{head:<10} {text}" for head, text in self._facts()]
-        return "\n".join(["ModelPicker", *lines, models.code(self.spec)])
-
-    def _html(self) -> str:
-        rows = "".join(
-            f'<tr><th scope="row" style="{CELL}">{html.escape(head)}</th>'
-            f'<td style="{CELL}">{html.escape(text)}</td></tr>'
-            for head, text in self._facts()
-        )
-        code = (
-            f'<pre style="{CODE};white-space:pre-wrap">{html.escape(models.code(self.spec))}</pre>'
-        )
-        return f"<table><tbody>{rows}</tbody></table>{code}"
 
 
 def _field(kind: Any, label: str, tooltip: str, **more: Any) -> Any:
