@@ -120,7 +120,7 @@ class Fetching(ScriptedProvider):
 
     steps: ClassVar[list[tuple[str, str]]] = []
 
-    def download(self, key: ResourceKey, progress: Progress) -> None:
+    def fetch_files(self, key: ResourceKey, progress: Progress) -> None:
         self.steps.append(("download", key.model))
         if key.model == "c":
             raise OSError("no network")

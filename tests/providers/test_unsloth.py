@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 
 import nbproviders as nbp
 from nbproviders import registry
 from nbproviders.providers import unsloth
-from nbproviders.providers.transformers import TransformersProvider
 from nbproviders.providers.unsloth import UnslothProvider
 from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import devices
@@ -49,22 +51,47 @@ def test_a_load_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
         provider.load_model("demo-xs")
 
 
-@pytest.mark.parametrize(("quantization", "brought"), [(None, ["org/name"]), ("nf4", [])])
-def test_what_it_may_have_quantised_itself_is_not_downloaded(
-    monkeypatch: pytest.MonkeyPatch, quantization: str | None, brought: list[str]
-) -> None:
-    """Of many models Unsloth takes files that are quantised already; where it cannot run, none come."""
-    provider, asked = UnslothProvider(), list[str]()
-    key = provider.resolve("org/name", quantization=quantization)
-    monkeypatch.setattr(
-        TransformersProvider, "download", lambda self, key, progress: asked.append(key.model)
-    )
-    with pytest.raises(nbp.ConfigurationError, match="unsloth cannot run here"):
-        provider.download(key, Progress())
-    assert asked == []
+class FastLanguageModel:
+    """Loads as Unsloth's does, without its kernels, and tells what it was asked for."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    @classmethod
+    def from_pretrained(cls, **named: Any) -> tuple[Any, None]:
+        from transformers import AutoModelForCausalLM
+
+        cls.asked.append(named)
+        return AutoModelForCausalLM.from_pretrained(named["model_name"]), None
+
+    @staticmethod
+    def for_inference(model: Any) -> None: ...
+
+
+@pytest.mark.skipif(not ABSENT, reason="unsloth is installed")
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_a_model_is_loaded_by_it(monkeypatch: pytest.MonkeyPatch, quantization: str | None) -> None:
+    """With its options and an estimate; Unsloth is asked for the name, whatever files it takes for that."""
+    module: Any = ModuleType("unsloth")
+    module.FastLanguageModel = FastLanguageModel
+    monkeypatch.setitem(sys.modules, "unsloth", module)
     monkeypatch.setattr(unsloth, "require_unsloth", lambda: None)
-    provider.download(key, Progress())
-    assert asked == brought
+    provider = UnslothProvider(device="cpu")
+    try:
+        client = provider.get_client("demo-xs", quantization=quantization)
+        assert client.generate("12+30=", max_tokens=2)
+    finally:
+        nbp.unload_all()
+    [asked] = FastLanguageModel.asked
+    FastLanguageModel.asked.clear()
+    assert asked["load_in_4bit"] is (quantization == "nf4")
+    assert asked["max_seq_length"] == 2048
+
+
+def test_it_downloads_for_itself() -> None:
+    """Of many models Unsloth takes files of its own: those of the name would come for nothing."""
+    progress = Progress()
+    UnslothProvider().fetch_files(UnslothProvider().resolve("org/name"), progress)
+    assert progress.phase == "starting"
 
 
 def test_its_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ def hub() -> Iterator[Hub]:
         yield server
 
 
+CONFIG = b'{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
 FETCH = """
 names = json.loads(sys.argv[1])
 progress, seen = Progress(), []
@@ -422,7 +423,7 @@ def test_a_stopped_load_ends_its_download(
 ) -> None:
     """Whoever gives up waiting stops the bytes; the next opening goes on where it ended."""
     size = 48_000_000
-    hub.files["org/name"] = {file: random_bytes(size), "config.json": b"{}"}
+    hub.files["org/name"] = {file: random_bytes(size), "config.json": CONFIG}
     code = """
 import asyncio
 async def give_up():
@@ -439,17 +440,24 @@ async def give_up():
     while [one for one in threading.enumerate() if "name" in one.name]:
         await asyncio.sleep(0.01)
     tell(ended_s=time.perf_counter() - began_s, left=len(nbp.residents()))
+    try:
+        await nbp.load(sys.argv[1] + ":org/name")  # it comes whole, and is no model
+    except nbp.ProviderError as error:
+        tell(error=str(error))
 asyncio.run(give_up())
 """
     homes = iter(tmp_path / str(number) for number in itertools.count())
 
     def waited() -> float:
         home = next(homes)
-        waited, ended = Child(home, hub.url).run(code, provider)
+        waited, ended, again = Child(home, hub.url).run(code, provider)
         assert ended["ended_s"] < 2
         assert ended["left"] == 0
-        [kept] = blobs(home).values()
-        assert 0 < kept < size
+        assert "cancelled" not in again["error"]
+        assert size in blobs(home).values()
+        [_, rest] = hub.sent_from(file)
+        hub.asked.clear()
+        assert 0 < int(rest.removeprefix("bytes=").removesuffix("-")) < size
         return float(waited["seconds"])
 
     assert at_best(waited, 0.2) < 0.2

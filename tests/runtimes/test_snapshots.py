@@ -106,7 +106,7 @@ def test_what_is_here_is_loaded_without_the_hub(
 @pytest.mark.parametrize(
     ("index", "said"),
     [
-        (INDEX, f"'org/name' lacks 1 of the 2 parts of its weights: {PARTS[1]}"),
+        (INDEX, f"'org/name' lacks 1 of the 2 parts of that model: {PARTS[1]}"),
         (b'{"weight_map": 7}', "its weight_map names no files"),
         (b"nothing", "it is no JSON object"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -133,20 +133,22 @@ class ResidentLoader:
     def _estimated(self) -> Estimate:
         return measuring.corrected(Estimate.of(self.provider.estimate(self.key)))
 
-    async def download(self, progress: Progress) -> None:
-        """Have the provider bring what is not here. Cancelled, that stops at its next report."""
-        from nbproviders.authoring.resident import ResidentProvider
+    @property
+    def download(self) -> Callable[[Progress], Awaitable[None]] | None:
+        """What has the provider bring the files that are not here; None if it never does."""
+        return self._download if _fetches(type(self.provider)) else None
 
-        if type(self.provider).download is not ResidentProvider.download:  # else not even a thread
-            await self._on_thread(self.provider.download, self.key, progress)
+    async def _download(self, progress: Progress) -> None:
+        """Cancelled, it stops at its next report."""
+        fetch: Any = self.provider.fetch_files
+        if inspect.iscoroutinefunction(fetch):
+            await fetch(self.key, progress)
+        else:
+            await self._on_thread(fetch, self.key, progress)
 
     async def prefetch(self, progress: Progress) -> None:
-        """Have the provider download and read ahead, on a thread; it stops when `progress` is cancelled."""
-        await self._on_thread(self._prefetched, progress)
-
-    def _prefetched(self, progress: Progress) -> None:
-        self.provider.download(self.key, progress)
-        self.provider.prefetch(self.key, progress)
+        """Have the provider read ahead, on a thread; it stops when `progress` is cancelled."""
+        await self._on_thread(self.provider.prefetch, self.key, progress)
 
     async def load(self, progress: Progress) -> Model:
         """Run `load`. Cancelled, one on a thread stops at its next report and leaves nothing."""
@@ -188,6 +190,18 @@ class ResidentLoader:
             if not stays:
                 await worker.close()
         return done
+
+
+def _fetches(kind: type) -> bool:
+    """Whether files are fetched for a class; not where a derived class has changed what is loaded."""
+    from nbproviders.authoring.resident import ResidentProvider
+
+    order = kind.__mro__
+    fetches, loads = (
+        next(place for place, one in enumerate(order) if name in vars(one))
+        for name in ("fetch_files", "load")
+    )
+    return order[fetches] is not ResidentProvider and fetches <= loads
 
 
 _winding: set[asyncio.Future[None]] = set()  # the loop itself keeps tasks by weak references only

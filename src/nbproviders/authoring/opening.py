@@ -58,7 +58,8 @@ class Opened:
         self.model = LeasedModel(self._residency, loader, chat=chat, alone=alone, defaults=defaults)
         self._reopen = (
             "Its block has ended, or it was closed. Open it again: "
-            f'async with provider.model("{loader.spec.name}") as m: …, or keep it: m = await nbp.load("{loader.spec}")'
+            f'async with provider.model("{loader.spec.name}") as m: …, or keep it: '
+            f'm = await nbp.load("{loader.spec}")'
         )
 
     def fresh(self) -> bool:

@@ -49,11 +49,12 @@ class ResidentProvider(ModelProvider):
         """Return the bytes a model will take on each device; nothing if unknown."""
         return {}
 
-    def download(self, key: ResourceKey, progress: Progress) -> None:
+    def fetch_files(self, key: ResourceKey, progress: Progress) -> Awaitable[None] | None:
         """Bring to this machine what `estimate` and `load` will read, unless it is here. Optional.
 
-        Called on a thread before each load, before room is looked for, and while another model computes
-        that is compared with this one.
+        Called before each load, before room is looked for, and while another model computes that is compared
+        with this one: on a thread, or, if it is an ``async def``, on the engine's loop. A class that has a
+        `load` of its own gets none of a class it derives from.
 
         Parameters
         ----------
@@ -62,12 +63,13 @@ class ResidentProvider(ModelProvider):
         progress
             Report bytes here. It raises when nobody wants the model any more: let it, and keep what has come.
         """
+        return None
 
     def prefetch(self, key: ResourceKey, progress: Progress) -> None:
         """Bring what a load will read closer, such as files into the system's cache. Optional.
 
-        Called on a thread while another model computes, after `download`. Take no memory that somebody might
-        want.
+        Called on a thread while another model computes, after `fetch_files`. Take no memory that somebody
+        might want.
         """
 
     def remote(self, key: ResourceKey) -> bool:

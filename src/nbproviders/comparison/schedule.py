@@ -53,25 +53,48 @@ def loader_of(contender: Contender) -> Loader | None:
 
 @asynccontextmanager
 async def prefetched(contender: Contender | None) -> AsyncIterator[None]:
-    """Have the files of the next model read into main memory while the block runs.
+    """Have the files of the next model downloaded, and read into main memory, while the block runs.
 
     Only what nobody else needs the room for; speculation evicts nothing, and its failure is nobody's.
     """
     loader = None if contender is None else loader_of(contender)
-    prefetch = getattr(loader, "prefetch", None)
-    if loader is None or prefetch is None or residencies.default().cost_s(loader.key) is not None:
+    if loader is None or residencies.default().cost_s(loader.key) is not None:
         yield
         return
-    progress = Progress()
-    work = asyncio.ensure_future(engine.default().call(lambda: prefetch(progress)))
+    ahead = _Ahead(loader)
+    work = asyncio.ensure_future(engine.default().call(ahead.run))
     try:
         yield
     finally:
-        progress.cancel()
+        engine.default().post(ahead.stop)
         try:
             await work
         except Exception as error:  # a provider's border; the load will tell, if it matters
             logger.info("Reading ahead for %s failed: %s", loader.spec, foreign(error))
+
+
+class _Ahead:
+    """What is done for a model before its turn, on the engine; it ends before the model is loaded."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader, self._progress = loader, Progress()
+        self._coming: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        if getattr(self._loader, "download", None) is not None and not self._progress.cancelled:
+            self._coming = asyncio.ensure_future(residencies.default().download(self._loader))
+            await asyncio.wait({self._coming})
+            if self._coming.cancelled():
+                return
+            self._coming.result()
+        prefetch = getattr(self._loader, "prefetch", None)
+        if prefetch is not None:
+            await prefetch(self._progress)
+
+    def stop(self) -> None:
+        self._progress.cancel()
+        if self._coming is not None:
+            self._coming.cancel()
 
 
 @dataclass(frozen=True, slots=True)

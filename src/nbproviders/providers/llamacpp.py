@@ -129,17 +129,14 @@ class LlamaCppProvider(WeightsProvider):
 
     # Loading
 
-    def download(self, key: ResourceKey, progress: Progress) -> None:
+    def fetch_files(self, key: ResourceKey, progress: Progress) -> None:
         """Bring the file of a Hub id into the local cache, unless it is there."""
         self._file(key, progress)
 
     def _file(self, key: ResourceKey, progress: Progress) -> Path:
         path = _place(key.model, key.values)[2]
         if path is None:
-            if key.values["chat_format"]:  # before anything is downloaded for it
-                from nbproviders.runtimes.llamacpp import chat
-
-                chat.builtin(key.values["chat_format"])
+            _require_chat_format(key.values)  # before anything is downloaded for it
             path = _one_name(_downloaded(key, progress))
             self._fetched[path, _digest(_parts_beside(path))] = key.model
         return path
@@ -152,10 +149,9 @@ class LlamaCppProvider(WeightsProvider):
 
     def load(self, key: ResourceKey, progress: Progress) -> Model:
         """Check the file, then load it on the model's own thread."""
-        from nbproviders.runtimes.llamacpp import chat, loading
+        from nbproviders.runtimes.llamacpp import loading
 
-        if key.values["chat_format"]:
-            chat.builtin(key.values["chat_format"])
+        _require_chat_format(key.values)
         files = self.files(key, progress)
         return loading.load(files, key.values, threads.claim(), progress)
 
@@ -314,6 +310,13 @@ def _parts(name: str) -> list[str]:
     return [f"{before}-{i:05d}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
 
 
+def _require_chat_format(values: Mapping[str, Any]) -> None:
+    from nbproviders.runtimes.llamacpp import chat
+
+    if values["chat_format"]:
+        chat.builtin(values["chat_format"])
+
+
 def _downloaded(key: ResourceKey, progress: Progress) -> Path:
     progress.report(0, 0, "checking access")
     revision = key.values["revision"]
@@ -327,12 +330,7 @@ def _downloaded(key: ResourceKey, progress: Progress) -> Path:
             error.hint = f"Of it there are here: {', '.join(here)}. {error.hint}"
         raise
     parts = _parts(choose(list(remote), quant))
-    missing = [part for part in parts if part not in remote]
-    if missing:
-        raise ModelAccessError(
-            f"{name!r} lacks {len(missing)} of the {len(parts)} parts of that model: {missing[0]} …",
-            hint="Choose another quantization or revision.",
-        )
+    downloads.require_parts(name, parts, remote)
     return downloads.fetch(name, {part: remote[part] for part in parts}, revision, progress)[0]
 
 

@@ -75,9 +75,9 @@ class TransformersProvider(WeightsProvider):
         "parallel": Option((int,), None, "Most requests in one batch.", loads=False),
     }
 
-    # What this process downloaded. Before there was a folder its keys told of no version, and they stay so:
-    # one that is open stays one model.
-    _downloaded: ClassVar[set[Path]] = set()
+    # Of what had another version, or none, in the cache when it was first asked for: the folder that was
+    # loaded, by origin, model and options, and the version its key tells: one that is open stays one model.
+    _versions: ClassVar[dict[tuple[str, str, str], tuple[Path, str]]] = {}
 
     def __init__(self, **defaults: Any) -> None:
         self.options = with_defaults(type(self).options, defaults, self.name)  # type: ignore[misc]
@@ -112,11 +112,12 @@ class TransformersProvider(WeightsProvider):
         chosen, model = self._settled(values), meant(model)
         folder = checkpoints.folder_of(model, chosen["revision"])
         there = folder is not None and folder.is_dir()
-        known = folder in self._downloaded
-        revision = checkpoints.revision_of(folder) if there and folder and not known else ""
-        loads = {k: v for k, v in chosen.items() if self.options[k].loads}
+        loads = canonical({k: v for k, v in chosen.items() if self.options[k].loads})
         local = str(Path(model).expanduser().resolve()) if checkpoints.is_local(model) else model
-        key = ResourceKey(self._origin, local, canonical(loads), revision, chosen)
+        loaded, revision = self._versions.get((self._origin, local, loads), (None, ""))
+        if loaded is None or loaded != folder:
+            revision = checkpoints.revision_of(folder) if there and folder is not None else ""
+        key = ResourceKey(self._origin, local, loads, revision, chosen)
         return key, checkpoints.watched(folder) if there and folder is not None else ()
 
     def estimate(self, key: ResourceKey) -> Mapping[str, int]:
@@ -137,23 +138,20 @@ class TransformersProvider(WeightsProvider):
         wanted = estimating.wanted(folder, values, self._dtype(values, device))
         return estimating.expected(wanted, device, settings, alone)
 
-    def download(self, key: ResourceKey, progress: Progress) -> None:
+    def fetch_files(self, key: ResourceKey, progress: Progress) -> None:
         """Bring the weights of a Hub id into the local cache, unless they are there."""
         values = dict(key.values)
         if checkpoints.is_local(key.model):
             return
         revision, pickled = values["revision"], values["allow_pickle"]
         if not snapshots.is_here(key.model, revision, allow_pickle=pickled):
-            # What cannot be is told before anything is downloaded for it.
-            device, settings = self._device(values), values["quantization_config"]
-            if settings is not None:
-                quantization.require(settings, device)
-            progress.phase = "checking access"
-            self._require_access(key.model, values["model_class"] or "", values)
+            # What cannot be is told before its weights are downloaded.
+            chosen = self._check_access(key.model, values, self._device(values), progress)
+            self._require_known(key.model, chosen, values)
             snapshots.bring(key.model, revision, progress, allow_pickle=pickled)
         folder = checkpoints.folder_of(key.model, revision)
-        if folder is not None and not key.revision:
-            self._downloaded.add(folder)
+        if folder is not None and key.revision != checkpoints.revision_of(folder):
+            self._versions[key.origin, key.model, key.options] = folder, key.revision
 
     def prefetch(self, key: ResourceKey, progress: Progress) -> None:
         """Read the weights into the system's cache."""
@@ -233,6 +231,16 @@ class TransformersProvider(WeightsProvider):
         if loading is not None:
             loading.quantized = settings is not None or bool(config.get("quantization_config"))
         return values.pop("model_class") or checkpoints.class_of(config)
+
+    def _require_known(self, model: str, chosen: str, values: Mapping[str, Any]) -> None:
+        """Have transformers read the config, as its load begins: a new architecture, or code of its own."""
+        from transformers import AutoConfig
+
+        revision, trusted = values["revision"], values["trust_remote_code"]
+        try:
+            AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trusted)
+        except Exception as error:  # the library's; raised again as ours
+            raise self._explained(model, chosen, error) from foreign(error)
 
     def _require_access(self, model: str, model_class: str, values: Mapping[str, Any]) -> None:
         """Libraries would retry an unreachable Hub for a minute."""

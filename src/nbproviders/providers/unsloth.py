@@ -54,11 +54,8 @@ class UnslothProvider(TransformersProvider):
         require_unsloth()
         return super()._device(values)
 
-    def download(self, key: ResourceKey, progress: Progress) -> None:
-        """Bring what transformers would, unless it is quantised: Unsloth may have files of its own."""
-        require_unsloth()
-        if key.values["quantization_config"] is None:
-            super().download(key, progress)
+    def fetch_files(self, key: ResourceKey, progress: Progress) -> None:
+        """Bring nothing: of many models Unsloth takes files of its own."""
 
     def load_model(
         self,
@@ -84,7 +81,7 @@ class UnslothProvider(TransformersProvider):
         import torch
         from unsloth import FastLanguageModel  # type: ignore[import-not-found,unused-ignore]
 
-        settings = quantization.expected_settings(quantization_config or {}) or {}
+        settings = quantization.expected_settings(quantization_config) or {}
         dtype = str(kwargs.get("dtype") or "auto").removeprefix("torch.")
         with alone():
             model, _ = FastLanguageModel.from_pretrained(

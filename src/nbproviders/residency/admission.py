@@ -87,6 +87,20 @@ class Admission:
             self._end_break(waiting)
             self.changes.tell()
 
+    def require_possible(self, wants: Sequence[Want]) -> None:
+        """Refuse what would not fit though all others left.
+
+        Raises
+        ------
+        InsufficientMemoryError
+            As `admit`.
+        """
+        needs, decided = _asked(wants), self._plan(wants)
+        limits = self.room.limits(needs)
+        alone = any(needs[device] > limit for device, limit in limits.items())
+        if alone and decided.verdict == "never" and not self._may_come(decided):
+            raise self._refusal(Waiting(wants, self._table.now_s()), decided)
+
     async def _turn(self, waiting: Waiting) -> None:
         while not self._queue.is_first(waiting) and not waiting.over:
             if self._waited_s(waiting) >= self.wait_s:

@@ -50,7 +50,7 @@ class Mover:
         self._table, self._memory, self._record = table, memory, record
         self.admission = Admission(table, memory, record, self._make, self.go_on)
         self.excess = Excess(table, self.admission.room, self._make)
-        self._downloading = Downloading()
+        self.downloading = Downloading()
         self.keeping = Keeping(table, memory, lambda one, why: self.excess.make(one, "free", why))
 
     # In
@@ -183,6 +183,7 @@ class Mover:
         self._memory.check()
         if not entry.admitted:
             entry.progress.phase = "measuring"
+            await self.downloading.bring(entry)
             await self.admission.admit([await self.wanted(entry)])
         entry.state = State.LOADING
         want = Want(entry, entry.charges, entry.reserve, entry.optional)
@@ -214,7 +215,6 @@ class Mover:
         prepare = getattr(entry.loader, "prepare", None)
         if prepare is not None:
             await prepare()
-        await self._downloading.bring(entry)
         estimate = Estimate.of(await entry.loader.estimate())
         entry.optional = dict(estimate.optional)
         entry.weights_bytes = sum(estimate.weights.values())
@@ -387,5 +387,6 @@ class Mover:
         """Cancel all that runs with a model."""
         entry.forced = True
         self.cancel(entry)
+        self.downloading.stop(entry)
         for task in list(entry.running):
             task.cancel()

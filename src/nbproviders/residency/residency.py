@@ -239,12 +239,21 @@ class Residency:
         self._mover.excess.unpinned()
         self._mover.used()
 
+    async def download(self, loader: Loader) -> None:
+        """Bring to this machine what a model is loaded from; nothing else is done with it."""
+        entry = self.find(loader.key) or self._new(loader)
+        await self._mover.downloading.bring(entry)
+
     async def fit(self, loader: Loader) -> Fit:
         """Return what loading a model would mean; nothing is loaded, and nobody leaves."""
-        entry = self.find(loader.key) or Entry(loader.key, loader.spec, loader, self._table.now_s())
+        entry = self.find(loader.key) or self._new(loader)
         with mapped(f"Estimating {loader.spec} failed"):
             estimate = Estimate.of(await loader.estimate())
         return self._mover.admission.would(entry, estimate)
+
+    def _new(self, loader: Loader) -> Entry:
+        """Return an entry that is in no table."""
+        return Entry(loader.key, loader.spec, loader, self._table.now_s())
 
     async def tried_twice(self, loader: Loader, work: Callable[[], Awaitable[T]]) -> T:
         """Compute with a model; once more after idle others have left, if its device ran out of memory.

@@ -72,6 +72,9 @@ class _Held:
         while any(entry.state is State.DRAINING for entry in entries):
             await self._mover.admission.changes.wait()
         wants = [await self._wanted(entry) for entry in entries]
+        self._mover.admission.require_possible(wants)  # before anything is downloaded for it
+        await self._here(entries)
+        wants = [want if want.now else await self._wanted(want.entry) for want in wants]
         await self._mover.admission.admit(wants)
         # No await from here to the last waiter: what was reserved is still as it was.
         for entry in entries:
@@ -80,6 +83,24 @@ class _Held:
                 raise Left
         for entry in entries:
             self._claim(entry)
+
+    async def _here(self, entries: Sequence[Entry]) -> None:
+        """Have all brought to this machine at the same time; one that cannot be had ends it for all."""
+        coming = [asyncio.ensure_future(self._brought(entry)) for entry in entries]
+        try:
+            await asyncio.gather(*coming)
+        finally:
+            for task in coming:
+                task.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
+
+    async def _brought(self, entry: Entry) -> None:
+        if entry.state not in OUTSIDE or entry.model is not None:
+            return
+        try:
+            await self._mover.downloading.bring(entry)
+        except FOREIGN as error:
+            raise setup_failed(entry.spec, error) from None
 
     async def _wanted(self, entry: Entry) -> Want:
         try:

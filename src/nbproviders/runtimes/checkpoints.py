@@ -182,14 +182,14 @@ def parts_of(index: Path) -> list[str]:
     ModelAccessError
         If it is damaged.
     """
-    told = _read_json(index).get("weight_map")
-    parts = set(told.values()) if isinstance(told, dict) else set()
-    if not parts or not all(isinstance(part, str) for part in parts):
+    told = _read_json(index).get("weight_map", {})
+    parts = set(told.values()) if isinstance(told, dict) else {None}
+    if not all(isinstance(part, str) for part in parts):
         raise ModelAccessError(
             f"The file {index.name!r} of {str(index.parent)!r} is damaged: its weight_map names no files.",
             hint="Download it again, or restore it.",
         )
-    return sorted(parts)
+    return sorted(map(str, parts))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import importlib.util
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -65,6 +65,22 @@ def remote_files(repo: str, revision: str | None = None) -> dict[str, int]:
     return {one.rfilename: one.size or 0 for one in info.siblings or []}
 
 
+def require_parts(repo: str, parts: Sequence[str], remote: Container[str]) -> None:
+    """Check that a repository has all parts of a model's weights.
+
+    Raises
+    ------
+    ModelAccessError
+        Naming the first that it lacks.
+    """
+    missing = [part for part in parts if part not in remote]
+    if missing:
+        raise ModelAccessError(
+            f"{repo!r} lacks {len(missing)} of the {len(parts)} parts of that model: {missing[0]} …",
+            hint="Choose another revision, or another model.",
+        )
+
+
 def fetch(repo: str, names: dict[str, int], revision: str | None, progress: Progress) -> list[Path]:
     """Download files into the local cache, those that are missing, and return where they are.
 
@@ -81,6 +97,9 @@ def fetch(repo: str, names: dict[str, int], revision: str | None, progress: Prog
         If the Hub cannot be reached, the disk is full, or what came is not what the Hub promised.
     """
     total, before = sum(names.values()), 0
+    folder = _folder(repo)
+    there = next(one for one in (folder, *folder.parents) if one.is_dir())
+    _require_space(there, sum(_missing_bytes(repo, names, revision)))
     paths = []
     for name, size in names.items():
         progress.report(before, total, "downloading")
@@ -92,6 +111,16 @@ def fetch(repo: str, names: dict[str, int], revision: str | None, progress: Prog
             raise _unreachable(f"{repo}/{name}", error) from foreign(error)
         before += size
     return paths
+
+
+def _missing_bytes(repo: str, names: Mapping[str, int], revision: str | None) -> Iterator[int]:
+    """Tell of each file that is not here how much is missing; what a stopped download left is nameless."""
+    here = cached_files(repo, revision)
+    left = sum(one.stat().st_size for one in _folder(repo).glob("blobs/*.incomplete"))
+    for name, size in names.items():
+        if name not in here:
+            yield max(size - left, 0)
+            left = max(left - size, 0)
 
 
 class _Part:
@@ -211,7 +240,7 @@ def _require_space(folder: Path, needed: int) -> None:
         raise ModelAccessError(
             f"The download needs {size_text(needed)}, and the disk of {str(folder)!r} has "
             f"{size_text(free)} left.",
-            hint="Make room, choose a smaller quantization, or set HF_HOME to another disk.",
+            hint="Make room, choose a smaller model or quantization, or set HF_HOME to another disk.",
         )
 
 

@@ -70,7 +70,7 @@ def wanted(folder: Path, values: Mapping[str, Any], dtype: str | None) -> Wanted
         checkpoints.revision_of(folder),
         chosen,
         dtype,
-        values["attn_implementation"],
+        values.get("attn_implementation"),
         values["trust_remote_code"],
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nbproviders.errors import ModelAccessError
 from nbproviders.residency.progress import Progress
 from nbproviders.runtimes import checkpoints, downloads
 
@@ -60,11 +59,6 @@ def _weights(
         if index in remote:
             [path] = downloads.fetch(repo, {index: remote[index]}, revision, progress)
             parts = checkpoints.parts_of(path)
-            missing = [part for part in parts if part not in remote]
-            if missing:
-                raise ModelAccessError(
-                    f"{repo!r} lacks {len(missing)} of the {len(parts)} parts of its weights: {missing[0]} …",
-                    hint="Choose another revision, or another model.",
-                )
+            downloads.require_parts(repo, parts, remote)
             return parts
     return []  # what the library makes of it, it says best
