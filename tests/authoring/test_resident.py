@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -468,3 +468,76 @@ async def test_force_ends_calls_with_an_error() -> None:
             assert "unloaded while it was running" in str(error)
         Lab.gate.open()
         assert await m.generate("again") == "again"
+
+
+# Files
+
+
+class Fetching(ScriptedProvider):
+    """Tells what it fetched, and when it loaded."""
+
+    steps: ClassVar[list[str]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.steps = []
+
+    def fetch_files(self, key: ResourceKey, progress: Progress) -> None:
+        self.steps.append(f"fetch {key.model} on {threading.current_thread().name}")
+
+    def load(self, key: ResourceKey, progress: Progress) -> Model:
+        self.steps.append("load")
+        return super().load(key, progress)
+
+
+def test_files_are_fetched_before_each_load() -> None:
+    """On a thread of its own, named for the model."""
+
+    class Own(Fetching): ...
+
+    with Own().model("a"):
+        pass
+    assert Own.steps == ["fetch a on nbproviders-a", "load"]
+
+
+def test_files_may_be_fetched_on_the_loop() -> None:
+    """By an ``async def``, as a load may be."""
+
+    class Own(Fetching):
+        async def fetch_files(self, key: ResourceKey, progress: Progress) -> None:
+            await asyncio.sleep(0)
+            self.steps.append("fetch")
+
+    with Own().model("a"):
+        pass
+    assert Own.steps == ["fetch", "load"]
+
+
+def test_a_class_with_its_own_load_fetches_for_itself() -> None:
+    """What the class above would fetch is not what it loads; unless it says so."""
+
+    class Own(Fetching):
+        def load(self, key: ResourceKey, progress: Progress) -> Model:
+            return super().load(key, progress)
+
+    class Both(Own):
+        fetch_files = Fetching.fetch_files
+
+    with Own().model("a"):
+        pass
+    assert Own.steps == ["load"]
+    with Both().model("a"):
+        pass
+    assert len(Both.steps) == 2
+
+
+def test_a_fetch_that_fails_is_the_failure_of_the_load() -> None:
+    """An exception of the author's code becomes ours, and nothing is loaded."""
+
+    class Own(Fetching):
+        def fetch_files(self, key: ResourceKey, progress: Progress) -> None:
+            raise OSError("no network")
+
+    with pytest.raises(ProviderError, match="no network"), Own().model("a"):
+        pass
+    assert Own.steps == []

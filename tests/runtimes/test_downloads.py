@@ -139,15 +139,16 @@ def test_a_longer_rest_of_another_file_does_not_stay(hub: Hub, tmp_path: Path) -
 
 def test_a_full_disk_is_told_before_the_download(hub: Hub, tmp_path: Path) -> None:
     """With what is needed and what is left."""
-    hub.files["org/name"] = {"a.gguf": random_bytes(300_000)}
+    names = {f"{name}.gguf": 300_000 for name in "abc"}
+    hub.files["org/name"] = {name: random_bytes(size) for name, size in names.items()}
     full = "import shutil, collections\n" + (
-        "shutil.disk_usage = lambda _: collections.namedtuple('U', 'free')(1000)\n"
+        "shutil.disk_usage = lambda _: collections.namedtuple('U', 'free')(700_000)\n"
     )
-    [told] = Child(tmp_path, hub.url).run(full + FETCH, json.dumps({"a.gguf": 300_000}))
+    [told] = Child(tmp_path, hub.url).run(full + FETCH, json.dumps(names))
     assert told["error"] == "ModelAccessError"
-    assert "293.0 KiB" in told["text"]
-    assert "1000 B" in told["text"]
-    assert hub.sent_from("a.gguf") == []
+    assert "878.9 KiB" in told["text"]
+    assert "683.6 KiB" in told["text"]
+    assert hub.sent_from("a.gguf") == []  # nor of what would have had room alone
 
 
 CANCEL = """

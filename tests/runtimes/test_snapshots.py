@@ -143,12 +143,29 @@ tell(count=len(nbp.residents()), text=m.generate("the dog", max_tokens=3, raw=Tr
     assert len(hub.sent_from("model.safetensors")) == 1
 
 
-@pytest.mark.parametrize("option", ["device=cuda:7", "quantization=nf4&device=mps"])
+OF_ITS_OWN = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+
+
+@pytest.mark.parametrize(
+    ("option", "config", "said"),
+    [
+        ("device=cuda:7", {}, "cuda:7"),
+        ("quantization=nf4&device=mps", {}, "mps"),
+        (
+            "quantization=nf4",
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quantized already",
+        ),
+        ("", {"model_type": "future_llm", "architectures": ["FutureForCausalLM"]}, "future_llm"),
+        ("", OF_ITS_OWN, "trust_remote_code"),
+    ],
+)
 def test_what_cannot_be_loaded_here_is_not_downloaded(
-    hub: Hub, tmp_path: Path, option: str
+    hub: Hub, tmp_path: Path, option: str, config: dict[str, object], said: str
 ) -> None:
     """The error comes before the bytes."""
-    hub.files["org/name"] = {"model.safetensors": random_bytes(60_000), "config.json": CONFIG}
+    told_config = json.dumps({**json.loads(CONFIG), **config}).encode()
+    hub.files["org/name"] = {"model.safetensors": random_bytes(60_000), "config.json": told_config}
     code = """
 try:
     nbp.load_sync("transformers:org/name?" + sys.argv[1])
@@ -156,8 +173,65 @@ except nbp.ProviderError as error:
     tell(text=str(error))
 """
     [told] = Child(tmp_path, hub.url).run(code, option)
-    assert "cuda:7" in told["text"] or "mps" in told["text"]
+    assert said in told["text"]
     assert hub.sent_from("model.safetensors") == []
+
+
+HERE = """
+import os, pathlib, shutil
+def enter(version, names, files):
+    root = pathlib.Path(os.environ["HF_HOME"], "hub", "models--org--name")
+    (root / "refs").mkdir(parents=True, exist_ok=True)
+    (root / "refs" / "main").write_text(version)
+    there = root / "snapshots" / version
+    there.mkdir(parents=True)
+    for name in names or [path.name for path in files.iterdir()]:
+        shutil.copyfile(files / name, there / name)
+"""
+
+
+def test_a_newer_version_is_another_model(
+    hub: Hub, tmp_path: Path, llama: dict[str, bytes]
+) -> None:
+    """Somebody downloads it beside us: who asks anew gets it, also when another had it loaded before."""
+    hub.files["org/name"] = llama
+    code = (
+        HERE
+        + """
+m = nbp.load_sync("transformers:org/name")
+other = nbp.load_sync("transformers:org/name?dtype=bfloat16")
+old = next(pathlib.Path(os.environ["HF_HOME"]).glob("hub/models--*/snapshots/*"))
+enter("b" * 40, [], old)
+from huggingface_hub import constants
+constants.HF_HUB_OFFLINE = True  # which would say that the old one is the newest
+nbp.unload(other)
+other.generate("a", max_tokens=1, raw=True)
+again = nbp.load_sync("transformers:org/name?device=auto")
+tell(stale=again.raw is m.raw)
+"""
+    )
+    assert Child(tmp_path, hub.url).run(code) == [{"stale": False}]
+
+
+def test_a_part_of_another_version_makes_no_second_model(
+    hub: Hub, tmp_path: Path, llama: dict[str, bytes]
+) -> None:
+    """The config of an older one is here, as of who read only that: what is downloaded is one model."""
+    hub.files["org/name"] = llama
+    files = tmp_path / "files"
+    files.mkdir()
+    for name, data in llama.items():
+        (files / name).write_bytes(data)
+    code = (
+        HERE
+        + """
+enter("a" * 40, ["config.json", "tokenizer.json", "tokenizer_config.json"], pathlib.Path(sys.argv[1]))
+m = nbp.load_sync("transformers:org/name")
+again = nbp.load_sync("transformers:org/name?device=auto")
+tell(same=again.raw is m.raw)
+"""
+    )
+    assert Child(tmp_path / "home", hub.url).run(code, str(files)) == [{"same": True}]
 
 
 def test_room_is_made_before_a_downloaded_model_is_loaded(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import html
-import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ from nbproviders.widgets.status import Status
 from nbproviders.widgets.tasks import Home, Job, State, clicks_note, told
 
 _LABEL = "80px"
-_LATE_S = 0.3
+_LATE_S = 0.05
 _WIDE = "640px"
 
 
@@ -60,7 +59,6 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         self._filling = self._loadable = False
         self._said = Status()
         self._provider_shown = self._asked = ""
-        self._clicked_s = -_LATE_S
         self._models: dict[str, str] = dict(models.PREFERRED)
         self._loaded: tuple[str, ResourceKey | None] = ("", None)
         self._home = home = Home()
@@ -85,10 +83,6 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
         self.error, self._bar.value = "", 0.0
         self._say("busy", f"Loading {spec}")
         self._loads.start(lambda tell: models.load(spec, tell), lambda got: self._take(spec, *got))
-
-    def _load_clicked(self) -> None:
-        self._clicked_s = time.monotonic()
-        self.load()
 
     def unload(self) -> None:
         """Start to free the memory of what is chosen, as the button does."""
@@ -155,7 +149,8 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             _button("Unload", "", "Free the memory of the model"),
             _button("Stop", "", "Stop loading or unloading"),
         ]
-        actions = (self._load_clicked, self.unload, self.stop)
+        # Each widget's messages may come on a thread of their own: what was typed before may come later.
+        actions = (lambda: self._home.soon(_LATE_S, self.load), self.unload, self.stop)
         for button, action in zip(self._buttons, actions, strict=True):
             button.on_click(lambda _, action=action: self._home.call(action))
         for field in (self._provider, self._model, self._options):
@@ -247,19 +242,13 @@ class ModelPicker(widgets.VBox):  # type: ignore[misc]  # ipywidgets is not type
             self.spec = found
         finally:
             self._filling = False
-        late = found != self._asked and self._is_late()
+        # While a model loads the fields are locked: this was changed before, and is told only now.
+        late = self._loads.busy and found != self._asked
         if late:
             self._loads.stop()
         self._chosen(error)
         if late and not error:
             self.load()
-
-    def _is_late(self) -> bool:
-        """Whether a change was made before Load was clicked, though it is told only now.
-
-        Each widget's messages may come on a thread of their own. While a model loads the fields are locked.
-        """
-        return self._loads.busy or time.monotonic() - self._clicked_s < _LATE_S
 
     def _composed(self) -> str:
         provider: str = self._provider.value

@@ -56,6 +56,13 @@ class Home:
         with self._lock:
             function(*arguments)
 
+    def soon(self, delay_s: float, function: Callable[..., object]) -> None:
+        """Call a function at home after a moment; at once where no loop runs. At home."""
+        if self._loop is not None and self._loop.is_running():
+            self._loop.call_later(delay_s, function)
+        else:
+            function()
+
 
 class State(StrEnum):
     """Where a job is."""
