@@ -54,6 +54,27 @@ def nothing_left() -> Iterator[None]:
             return
 
 
+# Files that take more than half a minute. They begin first: where files run beside each other, the last one
+# to begin would run alone.
+LONG = (
+    "kernel/test_leaks.py",
+    "residency/test_machine.py",
+    "test_notebooks.py",
+    "browser/test_picker.py",
+    "runtimes/test_snapshots.py",
+    "runtimes/test_downloads.py",
+    "kit/test_kit.py",
+    "kernel/test_sharing.py",
+    "providers/test_transformers_serve.py",
+    "testing/test_broken.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Kernels of other sessions, and of another worker of this one, share no device with these tests.
     runtime = tempfile.TemporaryDirectory(prefix="nbp")

@@ -166,9 +166,10 @@ def until_a_date() -> Fault:
     dates: list[int] = []
 
     async def fault(request: web.Request) -> web.StreamResponse:
-        if not dates:
+        first = not dates
+        if first:
             dates.append(int(time.time()) + 1)
-        if time.time() >= dates[0] - 0.01:
+        if not first and time.time() >= dates[0] - 0.01:
             return await works(request)
         wish = {"Retry-After": formatdate(dates[0], usegmt=True)}
         return await answers(SLOW, 429, headers=wish)(request)

@@ -506,7 +506,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
 
 ResidencyMachine.TestCase.settings = settings(
-    max_examples=1400,
+    max_examples=1000,
     stateful_step_count=32,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -92,7 +92,7 @@ def test_what_is_here_is_loaded_without_the_hub(
     """Nothing is asked of it but what transformers itself asks for small files."""
     hub.files["org/name"] = llama
     child = Child(tmp_path, hub.url)
-    child.run('nbp.load_sync("transformers:org/name")')
+    child.run(BRING)
     hub.asked.clear()
     child.run('nbp.load_sync("transformers:org/name")')
     asked = [path for _, path, _ in hub.asked]
